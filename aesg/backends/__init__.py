@@ -1,0 +1,1 @@
+"""Backends: where a graph is kept."""

@@ -1,0 +1,140 @@
+"""Files, as every local backend needs them: whole writes, atomic replacement, locks, errors in our own words."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from aesg.errors import CapacityError, LockedError, StorageError, UnsupportedError
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - Windows
+    fcntl = None  # type: ignore[assignment]
+
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_IOV_MAX: Final = 1024
+
+
+@contextmanager
+def os_errors(doing: str) -> Iterator[None]:
+    """Turn an OSError into CapacityError (the disk is full) or StorageError (anything else)."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            raise CapacityError(f"{doing}: {error.strerror}; free some space and try again, nothing was lost") from error
+        raise StorageError(f"{doing}: {error.strerror or error}") from error
+
+
+def write_all(fd: int, buffers: Sequence[Any], offset: int) -> int:
+    """Write all buffers from `offset` on, however often the system stops half-way; returns the number of bytes."""
+    pending = [memoryview(b).cast("B") for b in buffers if memoryview(b).nbytes]
+    start = offset
+    while pending:
+        done = os.pwritev(fd, pending[:_IOV_MAX], offset)
+        offset += done
+        while pending and done >= len(pending[0]):
+            done -= len(pending.pop(0))
+        if done:
+            pending[0] = pending[0][done:]
+    return offset - start
+
+
+def read_exactly(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes from `offset`; fewer only at the end of the file."""
+    parts = []
+    while size:
+        part = os.pread(fd, size, offset)
+        if not part:
+            break
+        parts.append(part)
+        size -= len(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
+    """Give `path` a new content, all at once: a reader, or a crash, sees the old one or the new one."""
+    new = path.with_name(f"{path.name}.new")
+    with os_errors(f"writing {path}"):
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            write_all(fd, [data], 0)
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(new, path)
+        if sync:
+            sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames and creations in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def boot_id() -> bytes:
+    """16 bytes that change when the machine restarts: what only the page cache held is gone then. Zeros where unknown."""
+    try:
+        return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return bytes(16)
+
+
+class WriterLock:
+    """An exclusive lock on a file for as long as this process lives or until `release`; the file names the holder's pid.
+
+    `flock` excludes other processes and other handles of this one alike, and the system releases it when we die.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        if fcntl is None:  # pragma: no cover - Windows
+            raise UnsupportedError(f"{url}: local stores need POSIX file locks, which this system does not have")
+        with os_errors(f"locking {path}"):
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._fd, 32, 0).split(b"\n")[0].decode("ascii", "replace") or "unknown"
+            os.close(self._fd)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise StorageError(f"locking {path}: {error.strerror}") from error
+            whose = "this process" if holder == str(os.getpid()) else "another process"
+            raise LockedError(
+                f"{url}: {whose} (pid {holder}) has it open for writing; close it there, or open with mode='r'"
+            ) from error
+        with os_errors(f"locking {path}"):
+            os.ftruncate(self._fd, 0)
+            write_all(self._fd, [f"{os.getpid()}\n".encode()], 0)
+
+    def release(self) -> None:
+        """Let others write. The file stays: removing it would let two processes lock two files of one name."""
+        with os_errors("releasing a writer lock"):
+            os.ftruncate(self._fd, 0)
+            os.close(self._fd)
+
+    def forget(self) -> None:
+        """In a forked child: let go of the inherited descriptor without releasing the parent's lock."""
+        os.close(self._fd)
+
+
+@contextmanager
+def commit_lock(fd: int, *, exclusive: bool) -> Iterator[None]:
+    """Keep commits out of a read, and reads out of a commit, between processes; `fd` is of the file that both open."""
+    fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        fcntl.flock(fd, fcntl.LOCK_UN)

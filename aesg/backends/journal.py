@@ -1,0 +1,158 @@
+"""A redo journal: what makes the commits of a local backend atomic, and durable if asked.
+
+A commit appends one entry that says, in the backend's own encoding, what the files will hold; then the backend applies
+it to the files in place. A crash during the append leaves an entry whose checksum is wrong: it never happened. A crash
+while applying leaves a whole entry: whoever opens the store for writing next applies all entries again, in order, which
+is harmless because entries say what bytes are to be, not how to change them.
+
+The layout, little-endian: a header of 4096 bytes (magic, boot id, and three words that readers watch: the generation
+and offset of the newest entry, and the generation that has been applied), then entries of magic u32, crc32 u32 (of the
+rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as far as magic, checksum and
+consecutive generations reach; after `reset` new ones overwrite the old, whose generations are lower and end the chain.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg.backends.files import boot_id, os_errors, read_exactly, write_all
+from aesg.errors import CorruptionError, FormatVersionError
+
+_MAGIC: Final = b"AESGJRN1"
+_ENTRY_MAGIC: Final = 0x59525445
+_ENTRY: Final = struct.Struct("<IIQQ")
+_HEADER_SIZE: Final = 4096
+_WORDS_AT: Final = 64
+_GENERATION, _OFFSET, _APPLIED = range(3)
+_ZEROS: Final = bytes(1 << 20)
+"""A synced journal grows by writing zeros: an fdatasync into blocks that exist costs half of one that allocates."""
+
+
+class Journal:
+    """One journal file, open for writing or for watching.
+
+    Args:
+        path: The file.
+        create: Begin a new one, replacing what is there; otherwise open what is there.
+        writable: Open for writing.
+        sync: `append` returns when the entry is on the disk, not just in the page cache.
+
+    Raises:
+        FileNotFoundError: `create` is false and there is none.
+        CorruptionError: It is not a journal.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, writable: bool = True, sync: bool = False) -> None:
+        self.path = path
+        self._sync = sync
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
+        self._fd = os.open(path, flags, 0o666)
+        try:
+            if create:
+                write_all(self._fd, [_MAGIC, bytes(8), boot_id(), bytes(_HEADER_SIZE - 32)], 0)
+            head = read_exactly(self._fd, _HEADER_SIZE, 0)
+            if len(head) < _HEADER_SIZE or head[:7] != _MAGIC[:7]:
+                raise CorruptionError(f"{path}: not a journal: expected {_HEADER_SIZE} bytes beginning with {_MAGIC!r}")
+            if head[:8] != _MAGIC:
+                raise FormatVersionError(f"{path}: a journal of a newer version ({head[:8]!r})")
+            self._boot = head[16:32]
+            access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+            self._map = mmap.mmap(self._fd, _HEADER_SIZE, access=access)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        # Aligned words, each stored and loaded at once: a kill leaves the old value or the new one.
+        self._words: npt.NDArray[np.uint64] = np.ndarray((3,), "<u8", self._map, _WORDS_AT)
+        self._end = _HEADER_SIZE
+        self._size = os.fstat(self._fd).st_size
+        self.inode = os.fstat(self._fd).st_ino
+
+    @property
+    def size(self) -> int:
+        """Bytes that entries take."""
+        return self._end - _HEADER_SIZE
+
+    @property
+    def generation(self) -> int:
+        """Generation of the newest entry, as its writer announced it."""
+        return int(self._words[_GENERATION])
+
+    @property
+    def pending(self) -> bool:
+        """Whether an entry may not have been applied: its writer died, or the page cache with the machine."""
+        restarted = any(self._boot) and self._boot != boot_id()
+        return restarted or bool(self._words[_APPLIED] != self._words[_GENERATION])
+
+    def append(self, generation: int, parts: Sequence[Any]) -> None:
+        """Add an entry; when this returns, the commit has happened.
+
+        Raises:
+            CapacityError: The disk is full; the entry never happened.
+        """
+        length = sum(memoryview(p).nbytes for p in parts)
+        crc = zlib.crc32(struct.pack("<QQ", generation, length))
+        for part in parts:
+            crc = zlib.crc32(part, crc)
+        head = _ENTRY.pack(_ENTRY_MAGIC, crc, generation, length)
+        padding = bytes(-length % 8)
+        at = self._end
+        end = at + _ENTRY.size + length + len(padding)
+        with os_errors(f"writing {self.path}"):
+            if self._sync and end > self._size:
+                while self._size < end:
+                    self._size += write_all(self._fd, [_ZEROS], self._size)
+                os.fsync(self._fd)
+            write_all(self._fd, [head, *parts, padding], at)
+            if self._sync:
+                os.fdatasync(self._fd)
+        self._end = end
+        self._words[_OFFSET] = at
+        self._words[_GENERATION] = generation
+
+    def mark_applied(self, generation: int) -> None:
+        """Say that the files hold everything up to this generation."""
+        self._words[_APPLIED] = generation
+
+    def entries(self) -> Iterator[tuple[int, bytes]]:
+        """Valid entries from the first on: generation, payload. Afterwards new ones are appended behind them."""
+        at, last = _HEADER_SIZE, None
+        while (found := self._entry(at)) is not None and last in (None, found[0] - 1):
+            last = found[0]
+            yield found
+            at += _ENTRY.size + len(found[1]) + -len(found[1]) % 8
+            self._end = at
+
+    def newest(self) -> tuple[int, bytes] | None:
+        """The entry that the header points to."""
+        return self._entry(int(self._words[_OFFSET]))
+
+    def _entry(self, at: int) -> tuple[int, bytes] | None:
+        head = read_exactly(self._fd, _ENTRY.size, at)
+        if len(head) < _ENTRY.size:
+            return None
+        magic, crc, generation, length = _ENTRY.unpack(head)
+        if magic != _ENTRY_MAGIC or at + _ENTRY.size + length > os.fstat(self._fd).st_size:
+            return None
+        payload = read_exactly(self._fd, length, at + _ENTRY.size)
+        if len(payload) < length or zlib.crc32(payload, zlib.crc32(head[8:])) != crc:
+            return None
+        return generation, payload
+
+    def reset(self) -> None:
+        """Forget the entries; everything they say is in the files, and on the disk if that was asked for."""
+        self._end = _HEADER_SIZE
+
+    def close(self) -> None:
+        """Close the file; the words stay readable no longer."""
+        del self._words
+        self._map.close()
+        os.close(self._fd)

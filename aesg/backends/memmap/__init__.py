@@ -1,0 +1,34 @@
+"""`memmap:` — raw memory-mapped files in the published 0.3.0 format, with atomic commits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aesg.backends.memmap.store import MemmapReader, MemmapWriter, recognises
+from aesg.backends.registry import Backend, Mode, Option, choice
+from aesg.backends.url import StoreURL
+from aesg.protocols import Durability, GraphStore
+
+
+def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
+    directory = url.local_path()
+    name = options.get("durability", "process_crash")
+    query = {} if name == "process_crash" else {"durability": name}
+    canonical = str(StoreURL(url.scheme, "", str(directory), query))
+    kind = MemmapReader if mode == "r" else MemmapWriter
+    return kind(canonical, directory, vector_dim, Durability[name.upper()])
+
+
+BACKEND: Final = Backend(
+    scheme="memmap",
+    summary="memory-mapped files in the 0.3.0 format; fastest for one writing process",
+    open=_open,
+    recognises=recognises,
+    options={
+        "durability": Option(
+            choice("process_crash", "power_loss"),
+            "what a commit survives: process_crash (default) or power_loss (adds the syncs)",
+        )
+    },
+)

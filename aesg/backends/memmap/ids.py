@@ -1,0 +1,142 @@
+"""id → row: an open-addressing hash table of rows.
+
+The table holds rows only; the ids that they stand for are read from the node records. So a hit is always checked
+against the file, and a row that was rolled back, or that a crash left behind, is simply not found. It is derived: kept
+in a sidecar file when the store is closed, built anew where that is missing, foreign or damaged.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg.backends.files import replace_file
+from aesg.backends.memmap.table import Records
+from aesg.errors import CapacityError
+from aesg.records import Ids, Rows
+
+_MAGIC: Final = b"AESGIDS1"
+_HEADER: Final = struct.Struct("<8sQQII")  # magic, rows, table bits, crc of sampled ids, crc of the table
+_MULTIPLIER: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: Fibonacci hashing, spreads runs of ids
+_MIN_BITS: Final = 8
+_WORTH_KEEPING: Final = 4096
+_MAX_ROWS: Final = (1 << 32) - 2
+_BLOCK: Final = 1 << 18
+
+
+class IdIndex:
+    """Rows by id.
+
+    Attributes:
+        rows: Rows 0 to `rows` - 1 are in the table.
+    """
+
+    def __init__(self, table: npt.NDArray[np.uint32] | None = None, rows: int = 0) -> None:
+        self._table = np.zeros(1 << _MIN_BITS, np.uint32) if table is None else table  # row + 1; 0: free
+        self._used = int(np.count_nonzero(self._table))  # rows, and entries that a rollback left
+        self.rows = rows
+        self._set_shift()
+
+    def _set_shift(self) -> None:
+        self._mask = len(self._table) - 1
+        self._shift = np.uint64(64 - self._mask.bit_length())
+
+    def _home(self, ids: Ids) -> npt.NDArray[np.int64]:
+        with np.errstate(over="ignore"):
+            return ((ids * np.uint64(_MULTIPLIER)) >> self._shift).astype(np.int64)
+
+    def catch_up(self, nodes: Records) -> None:
+        """Take in the rows that were appended since."""
+        count = nodes.count
+        if count > _MAX_ROWS:
+            raise CapacityError(f"the id index holds at most {_MAX_ROWS} rows")
+        if self.rows > count:  # a rollback: the surplus entries are dead, the rows will come again
+            self.rows = count
+        new = count - self.rows
+        if 2 * (self._used + new) > len(self._table):
+            self._grow(nodes, count)
+            return
+        while self.rows < count:
+            stop = min(count, self.rows + _BLOCK)
+            self._insert(nodes.chunk("id", self.rows, stop), np.arange(self.rows, stop))
+            self.rows = stop
+
+    def _grow(self, nodes: Records, count: int) -> None:
+        bits = max(_MIN_BITS, (3 * count).bit_length())
+        self._table = np.zeros(1 << bits, np.uint32)
+        self._used = self.rows = 0
+        self._set_shift()
+        self.catch_up(nodes)
+
+    def _insert(self, ids: Ids, rows: Rows) -> None:
+        self._used += len(ids)
+        if len(ids) == 1:
+            at = int(self._home(ids)[0])
+            while self._table[at]:
+                at = (at + 1) & self._mask
+            self._table[at] = rows[0] + 1
+            return
+        slots = self._home(ids)
+        entries = (rows + 1).astype(np.uint32)
+        while len(slots):
+            free = self._table[slots] == 0
+            # Backwards: of several rows that want one slot the first gets it, as the older of two equal ids should.
+            self._table[slots[free][::-1]] = entries[free][::-1]
+            waiting = self._table[slots] != entries
+            slots, entries = (slots[waiting] + 1) & self._mask, entries[waiting]
+
+    def lookup(self, ids: Ids, nodes: Records) -> Rows:
+        """Rows of ids, -1 where absent; of equal ids the first row."""
+        if self.rows < nodes.count:
+            self.catch_up(nodes)
+        out = np.full(len(ids), -1, np.int64)
+        slots = self._home(ids)
+        looking = np.arange(len(ids))
+        while len(looking):
+            rows = self._table[slots].astype(np.int64) - 1
+            if rows.min() < 0:
+                more = rows >= 0
+                looking, slots, rows = looking[more], slots[more], rows[more]
+                if not len(rows):
+                    break
+            known = rows < nodes.count
+            same = nodes.gather("id", np.where(known, rows, 0)) == ids[looking]
+            same &= known
+            out[looking[same]] = rows[same]
+            looking, slots = looking[~same], (slots[~same] + 1) & self._mask
+        return out
+
+    def save(self, path: Path, nodes: Records) -> None:
+        """Keep the table beside the store, if it is worth it."""
+        if nodes.count < _WORTH_KEEPING:
+            path.unlink(missing_ok=True)
+            return
+        self.catch_up(nodes)
+        head = _HEADER.pack(_MAGIC, self.rows, self._mask.bit_length(), _sample(nodes, self.rows), zlib.crc32(self._table))
+        replace_file(path, head + self._table.tobytes(), sync=False)
+
+    @classmethod
+    def load(cls, path: Path, nodes: Records) -> IdIndex:
+        """The table kept beside the store, or an empty one that will catch up when it is first asked."""
+        try:
+            raw = path.read_bytes()
+            magic, rows, bits, sample, crc = _HEADER.unpack_from(raw)
+        except (OSError, struct.error):
+            return cls()
+        if magic != _MAGIC or rows > nodes.count or not _MIN_BITS <= bits <= 40:
+            return cls()
+        if len(raw) != _HEADER.size + 4 * (1 << bits) or sample != _sample(nodes, rows):
+            return cls()
+        table: npt.NDArray[Any] = np.frombuffer(raw, np.uint32, offset=_HEADER.size)
+        return cls(table.copy(), rows) if zlib.crc32(table) == crc else cls()
+
+
+def _sample(nodes: Records, rows: int) -> int:
+    """A checksum of some of the ids: another store's table, or one of before a compaction, does not match."""
+    where = np.unique(np.linspace(0, rows - 1, min(rows, 256)).astype(np.int64))
+    return zlib.crc32(nodes.gather("id", where))

@@ -1,0 +1,131 @@
+"""What a journal entry of the memmap backend says: the state after the commit, then what bytes are to be where.
+
+State: node, edge, removed-edge and event counts u64, length of the attributes u32, number of operations u32, and the
+attributes as JSON. Operations, each with a header of kind u8, file u8, 2 bytes of padding, width u32, offset u64 and
+count u64, followed by their data:
+
+* RANGE: `count` bytes at byte `offset`.
+* COLUMN: a field of `width` bytes at `offset` in each of the first `count` records.
+* RECORDS: `count` rows (i64 each), then as many records of `width` bytes.
+* SWAP: the file is replaced by the one that compaction left beside it; no data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aesg.backends.files import os_errors, write_all
+from aesg.backends.memmap.format import EDGES, EVENTS, NODES
+from aesg.backends.memmap.table import PendingRecords
+from aesg.backends.memmap.tables import State
+from aesg.errors import CorruptionError
+from aesg.records import EVENT_DTYPE
+
+_STATE: Final = struct.Struct("<QQQQII")
+_OPERATION: Final = struct.Struct("<BBxxIQQ")
+_RANGE, _COLUMN, _RECORDS, _SWAP = range(1, 5)
+FILES: Final = (NODES, EDGES, EVENTS)
+COMPACTED: Final = ".compacted"
+"""Suffix of the file that a compaction has ready."""
+
+
+def encode_state(state: State, operations: int = 0) -> bytes:
+    """The head of an entry."""
+    attrs = json.dumps(state.attrs, separators=(",", ":")).encode()
+    counts = (state.nodes, state.edges, state.removed, state.events)
+    return _STATE.pack(*counts, len(attrs), operations) + attrs
+
+
+def decode_state(payload: bytes) -> State:
+    """Inverse of `encode_state`."""
+    nodes, edges, removed, events, length, _ = _STATE.unpack_from(payload)
+    return State(nodes, edges, removed, events, json.loads(payload[_STATE.size : _STATE.size + length]))
+
+
+def changes(number: int, table: PendingRecords) -> list[Any]:
+    """Operations for the changed records of a file, as buffers; an operation's header begins its first one."""
+    parts: list[Any] = []
+    fields = table.file.dtype.fields or {}
+    for field, column in table.held_columns().items():
+        kind, offset, *_ = fields[field]
+        parts += [_OPERATION.pack(_COLUMN, number, kind.itemsize, offset, len(column)), np.ascontiguousarray(column)]
+    rows, records = table.copied_records()
+    if len(rows):
+        head = _OPERATION.pack(_RECORDS, number, table.file.dtype.itemsize, 0, len(rows))
+        parts += [head, rows, records.view(np.uint8)]
+    return parts
+
+
+def appended(number: int, item: int, first: int, data: Any) -> list[Any]:
+    """The operation for records appended to a file."""
+    return [_OPERATION.pack(_RANGE, number, 0, first * item, memoryview(data).nbytes), data]
+
+
+def swaps() -> list[Any]:
+    """Operations that put the compacted files in place."""
+    return [_OPERATION.pack(_SWAP, number, 0, 0, 0) for number in (0, 1)]
+
+
+def count_operations(parts: list[Any]) -> int:
+    """How many operations there are among the buffers of `changes` and `appended`."""
+    return sum(isinstance(part, bytes) and len(part) == _OPERATION.size for part in parts)
+
+
+def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
+    """Bring the files of a directory to what an entry says. Doing it twice does no harm.
+
+    Raises:
+        CorruptionError: The entry does not fit the files.
+    """
+    *_, length, operations = _STATE.unpack_from(payload)
+    at = _STATE.size + length
+    items = (node_bytes, 36, EVENT_DTYPE.itemsize)
+    for _ in range(operations):
+        kind, number, width, offset, count = _OPERATION.unpack_from(payload, at)
+        at += _OPERATION.size
+        path = directory / FILES[number]
+        if kind == _SWAP:
+            ready = path.with_name(path.name + COMPACTED)
+            if ready.exists():
+                with os_errors(f"replacing {path}"):
+                    os.replace(ready, path)
+            continue
+        size = {_RANGE: count, _COLUMN: width * count, _RECORDS: (8 + width) * count}[kind]
+        data = memoryview(payload)[at : at + size]
+        at += size
+        with os_errors(f"recovering {path}"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                if kind == _RANGE:
+                    write_all(fd, [data], offset)
+                else:
+                    _store(path, fd, items[number], kind, width, offset, count, data)
+            finally:
+                os.close(fd)
+
+
+def _store(path: Path, fd: int, item: int, kind: int, width: int, offset: int, count: int, data: memoryview) -> None:
+    file = np.memmap(path, np.uint8, "r+")
+    have = len(file) // item
+    if kind == _COLUMN:
+        if count > have:
+            raise CorruptionError(f"{path}: expected at least {count} records of {item} bytes, found {have}")
+        np.ndarray((count,), f"V{width}", file, offset, (item,))[:] = np.frombuffer(data, f"V{width}")
+        return
+    rows = np.frombuffer(data[: 8 * count], np.int64)
+    if count and int(rows.max()) >= have:
+        raise CorruptionError(f"{path}: expected at least {int(rows.max()) + 1} records of {item} bytes, found {have}")
+    np.ndarray((have,), f"V{item}", file)[rows] = np.frombuffer(data[8 * count :], f"V{item}")
+
+
+def pending_tail(table: PendingRecords) -> Any:
+    """The bytes of the records that a transaction appended."""
+    return table.file.whole[table.base_count : table.count].view(np.uint8)
+
+

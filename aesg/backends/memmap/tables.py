@@ -1,0 +1,349 @@
+"""The graph's tables over record files: columns of nodes, adjacency as 0.3.0's linked lists.
+
+The edges of one source form a list, newest first: `head_edge_idx` of the node, then `next_edge_idx` of each edge. An
+edge is always appended before the list, so pointers only ever go down. That is checked at every step: a list that a
+crash of 0.3.0 tied into a knot is an error here, not an endless loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg import records
+from aesg.backends.base import WritableTables
+from aesg.backends.files import os_errors, read_exactly, write_all
+from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
+from aesg.backends.memmap.ids import IdIndex
+from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
+from aesg.errors import CorruptionError
+from aesg.records import EVENT_DTYPE, JSON, Adjacency, Columns, Ids, Refs, Rows
+
+_EDGES_AT_ONCE: Final = 1 << 20
+"""Edges linked in one go: bounds the memory that an append of any size takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What a commit says besides the records.
+
+    Attributes:
+        nodes: Number of nodes.
+        edges: Number of edge records, those of removed edges included.
+        removed: Number of removed edges.
+        events: Number of events.
+        attrs: The attributes; never mutated.
+    """
+
+    nodes: int
+    edges: int
+    removed: int
+    events: int
+    attrs: dict[str, JSON]
+
+
+class EventFile:
+    """`evolution.aesglog`: records appended one after another; those past the committed count are nobody's."""
+
+    def __init__(self, path: Path, *, writable: bool) -> None:
+        self.path = path
+        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+        with os_errors(f"opening {path}"):
+            # 0.3.0 makes the file with its first event; a reader of a store without one reads nothing.
+            self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666) if writable or path.exists() else -1
+
+    def size(self) -> int:
+        """Whole records in the file."""
+        return os.fstat(self.fd).st_size // EVENT_DTYPE.itemsize if self.fd >= 0 else 0
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Events start:stop."""
+        size = (stop - start) * EVENT_DTYPE.itemsize
+        with os_errors(f"reading {self.path}"):
+            raw = read_exactly(self.fd, size, start * EVENT_DTYPE.itemsize) if size else b""
+        if len(raw) != size:
+            raise CorruptionError(f"{self.path}: expected {stop} events of 32 bytes; the file is shorter")
+        return np.frombuffer(bytearray(raw), EVENT_DTYPE)
+
+    def write(self, first: int, events: npt.NDArray[Any]) -> None:
+        """Write events from number `first` on."""
+        with os_errors(f"writing {self.path}"):
+            write_all(self.fd, [events.view(np.uint8)], first * EVENT_DTYPE.itemsize)
+
+    def truncate(self, count: int) -> None:
+        """Cut off everything past `count` events."""
+        with os_errors(f"truncating {self.path}"):
+            os.ftruncate(self.fd, count * EVENT_DTYPE.itemsize)
+
+    def sync(self) -> None:
+        """Bring the file to the disk."""
+        with os_errors(f"syncing {self.path}"):
+            os.fdatasync(self.fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+@dataclass(slots=True)
+class Files:
+    """The open files of one store.
+
+    Attributes:
+        ids: The id index; None until somebody asks for it.
+    """
+
+    directory: Path
+    dim: int
+    nodes: RecordFile
+    edges: RecordFile
+    events: EventFile
+    ids: IdIndex | None = None
+
+    @property
+    def id_sidecar(self) -> Path:
+        """Where the id index is kept."""
+        return self.directory / "ids.index"
+
+    def index(self) -> IdIndex:
+        """The id index, loaded when first asked for."""
+        if self.ids is None:
+            self.ids = IdIndex.load(self.id_sidecar, self.nodes)
+        return self.ids
+
+    def sync(self) -> None:
+        """Bring all of them to the disk."""
+        self.nodes.sync()
+        self.edges.sync()
+        self.events.sync()
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.nodes.close()
+        self.edges.close()
+        self.events.close()
+
+
+class MemmapTables(WritableTables):
+    """The tables of a state of the store.
+
+    With `RecordFile`s these are the committed tables, which nobody writes to through this class; with
+    `PendingRecords` they are a transaction's working state.
+    """
+
+    def __init__(self, files: Files, nodes: Records, edges: Records, state: State) -> None:
+        self.files = files
+        self.nodes = nodes
+        self.edges = edges
+        self.state = state
+        self.vector_dim = files.dim
+
+    @classmethod
+    def committed(cls, files: Files, state: State) -> MemmapTables:
+        """The tables of the last commit."""
+        return cls(files, files.nodes, files.edges, state)
+
+    @classmethod
+    def working(cls, files: Files, state: State) -> MemmapTables:
+        """A working state on top of the last commit."""
+        return cls(files, PendingRecords(files.nodes), PendingRecords(files.edges), state)
+
+    @property
+    def node_count(self) -> int:  # type: ignore[override]
+        return self.state.nodes
+
+    @property
+    def edge_slots(self) -> int:  # type: ignore[override]
+        return self.state.edges
+
+    @property
+    def removed_edges(self) -> int:  # type: ignore[override]
+        return self.state.removed
+
+    @property
+    def event_count(self) -> int:  # type: ignore[override]
+        return self.state.events
+
+    @property
+    def attrs(self) -> dict[str, JSON]:  # type: ignore[override]
+        return self.state.attrs
+
+    # Reading
+
+    def read_nodes(self, rows: Rows, fields: Sequence[str]) -> Columns:
+        return {field: self.nodes.gather(field, rows) for field in fields}
+
+    def node_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
+        return {field: self.nodes.chunk(field, start, stop) for field in fields}
+
+    def rows_of(self, ids: Ids) -> Rows:
+        return self.files.index().lookup(ids, self.nodes)
+
+    def out_edges(self, rows: Rows) -> Adjacency:
+        indptr, refs = self._lists(rows)
+        if isinstance(self.edges, RecordFile):
+            found = self.edges.records(refs)
+        else:
+            found = np.empty(len(refs), EDGE_DTYPE)
+            for field in ("source_id", "target_id", "weight", "confidence", "use_count"):
+                found[field] = self.edges.gather(field, refs)
+        owners = np.repeat(self.nodes.gather("id", rows), np.diff(indptr))
+        strange = found["source_id"] != owners
+        if strange.any():
+            at = int(np.flatnonzero(strange)[0])
+            row = int(rows[np.searchsorted(indptr, at, side="right") - 1])
+            raise self._corrupt(row, f"edge {int(refs[at])}, which belongs to another node")
+        return Adjacency(
+            indptr,
+            refs,
+            self.rows_of(np.ascontiguousarray(found["target_id"])),
+            np.ascontiguousarray(found["weight"]),
+            np.ascontiguousarray(found["confidence"]),
+            np.ascontiguousarray(found["use_count"]),
+        )
+
+    def _lists(self, rows: Rows) -> tuple[npt.NDArray[np.int64], Refs]:
+        """The refs in the list of each row, as CSR. All lists are walked in lockstep."""
+        at = np.arange(len(rows))
+        refs = self.nodes.gather("head_edge_idx", rows)
+        above = np.full(len(rows), self.state.edges, np.int64)
+        steps: list[tuple[npt.NDArray[np.int64], Refs]] = []
+        degrees = np.zeros(len(rows), np.int64)
+        while True:
+            bad = (refs >= above) | (refs < END)
+            if bad.any():
+                where = int(np.flatnonzero(bad)[0])
+                raise self._corrupt(
+                    int(rows[at[where]]), f"edge {int(refs[where])} where one below {int(above[where])} or -1 is due"
+                )
+            going = refs != END
+            if not going.all():
+                at, refs = at[going], refs[going]
+            if not len(refs):
+                break
+            degrees[at] += 1
+            steps.append((at, refs))
+            above, refs = refs, self.edges.gather("next_edge_idx", refs)
+        indptr = np.zeros(len(rows) + 1, np.int64)
+        np.cumsum(degrees, out=indptr[1:])
+        out = np.empty(int(indptr[-1]), np.int64)
+        for number, (positions, found) in enumerate(steps):
+            out[indptr[positions] + number] = found
+        return indptr, out
+
+    def _corrupt(self, row: int, found: str) -> CorruptionError:
+        return CorruptionError(f"{self.files.edges.path}: the edge list of row {row} leads to {found}")
+
+    def read_edges(self, refs: Refs, fields: Sequence[str]) -> Columns:
+        return self._edge_columns(fields, lambda field: self.edges.gather(field, refs))
+
+    def edge_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
+        return self._edge_columns(fields, lambda field: self.edges.chunk(field, start, stop))
+
+    def _edge_columns(self, fields: Sequence[str], get: Any) -> Columns:
+        by_id = {"source_row": "source_id", "target_row": "target_id"}
+        return {field: self.rows_of(get(by_id[field])) if field in by_id else get(field) for field in fields}
+
+    def removed(self, refs: Refs) -> npt.NDArray[np.bool_]:
+        return self.edges.gather("next_edge_idx", refs) == REMOVED
+
+    def read_events(self, start: int, stop: int) -> npt.NDArray[Any]:
+        return self.files.events.read(start, stop)
+
+    # Writing
+
+    @property
+    def pending_nodes(self) -> PendingRecords:
+        """The nodes of a working state."""
+        assert isinstance(self.nodes, PendingRecords)
+        return self.nodes
+
+    @property
+    def pending_edges(self) -> PendingRecords:
+        """The edges of a working state."""
+        assert isinstance(self.edges, PendingRecords)
+        return self.edges
+
+    def append_nodes(self, columns: Columns) -> None:
+        n = len(columns["id"])
+        new = np.empty(n, self.files.nodes.dtype)
+        for field in records.NODE_FIELDS:
+            new[field] = columns[field]
+        new["head_edge_idx"] = END
+        self.pending_nodes.append(new)
+        self.state = replace(self.state, nodes=self.state.nodes + n)
+
+    def write_nodes(self, rows: Rows, columns: Columns) -> None:
+        self.pending_nodes.write(rows, columns)
+
+    def put_node_chunk(self, start: int, columns: Columns) -> None:
+        self.pending_nodes.put_chunk(start, columns)
+
+    def append_edges(self, columns: Columns) -> None:
+        for start in range(0, len(columns["source_row"]), _EDGES_AT_ONCE):
+            self._link({field: values[start : start + _EDGES_AT_ONCE] for field, values in columns.items()})
+
+    def _link(self, columns: Columns) -> None:
+        sources = columns["source_row"]
+        n, first = len(sources), self.state.edges
+        new = np.zeros(n, EDGE_DTYPE)
+        new["source_id"] = self.nodes.gather("id", sources)
+        new["target_id"] = self.nodes.gather("id", columns["target_row"])
+        new["weight"] = columns["weight"]
+        new["confidence"] = columns["confidence"]
+        # Edges by source, oldest first: each points to the one before it, the first to what was the head.
+        order = np.argsort(sources, kind="stable")
+        ordered = sources[order]
+        begins = np.ones(n, np.bool_)
+        begins[1:] = ordered[1:] != ordered[:-1]
+        points_to = np.empty(n, np.int64)
+        points_to[1:] = first + order[:-1]
+        points_to[begins] = self.nodes.gather("head_edge_idx", ordered[begins])
+        new["next_edge_idx"][order] = points_to
+        ends = np.append(begins[1:], True)
+        self.pending_edges.append(new)
+        self.pending_nodes.write(ordered[ends], {"head_edge_idx": first + order[ends]})
+        self.state = replace(self.state, edges=first + n)
+
+    def write_edges(self, refs: Refs, columns: Columns) -> None:
+        self.pending_edges.write(refs, columns)
+
+    def put_edge_chunk(self, start: int, columns: Columns) -> None:
+        self.pending_edges.put_chunk(start, columns)
+
+    def remove_edges(self, refs: Refs) -> None:
+        sources = np.unique(self.rows_of(self.edges.gather("source_id", refs)))
+        indptr, lists = self._lists(sources[sources >= 0])
+        owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        stays = ~np.isin(lists, refs)
+        kept, owner = lists[stays], owner[stays]
+        # Each kept edge points to the next kept one of its list, the head to the first.
+        points_to = np.full(len(kept), END, np.int64)
+        same = owner[1:] == owner[:-1]
+        points_to[:-1][same] = kept[1:][same]
+        heads = np.full(len(indptr) - 1, END, np.int64)
+        begins = np.flatnonzero(np.append(True, ~same)[: len(kept)])
+        heads[owner[begins]] = kept[begins]
+        moved = self.edges.gather("next_edge_idx", kept) != points_to
+        self.pending_edges.write(kept[moved], {"next_edge_idx": points_to[moved]})
+        self.pending_nodes.write(sources[sources >= 0], {"head_edge_idx": heads})
+        gone = np.zeros(len(refs), EDGE_DTYPE)
+        gone["next_edge_idx"] = REMOVED
+        self.pending_edges.write(refs, {f: gone[f] for f in ("weight", "confidence", "use_count", "next_edge_idx")})
+        self.state = replace(self.state, removed=self.state.removed + len(refs))
+
+    def append_events(self, events: npt.NDArray[Any]) -> None:
+        self.files.events.write(self.state.events, events)
+        self.state = replace(self.state, events=self.state.events + len(events))
+
+    def set_attrs(self, attrs: dict[str, JSON]) -> None:
+        self.state = replace(self.state, attrs=attrs)
+
+

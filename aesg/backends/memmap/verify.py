@@ -1,0 +1,170 @@
+"""Looking for what cannot be: all of it in `find_violations`, a sample when a store is opened."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg.backends.memmap.format import END, REMOVED
+from aesg.backends.memmap.tables import Files, MemmapTables, State
+from aesg.errors import CorruptionError
+from aesg.protocols import Violation
+
+_CHUNK: Final = 1 << 16
+_SAMPLE: Final = 4096
+_SHOWN: Final = 100
+"""Violations of one kind that are listed one by one."""
+
+
+def check_sample(files: Files, state: State) -> None:
+    """Look at some records across both files: garbage, or another file's records, do not get past this.
+
+    Every record is looked at while there are at most 4096; reads beyond that are checked where pointers are followed.
+
+    Raises:
+        CorruptionError: A value that no writer of the format puts there.
+    """
+    rows = _spread(state.nodes)
+    active = files.nodes.gather("is_active", rows)
+    heads = files.nodes.gather("head_edge_idx", rows)
+    wrong = (active > 1) | (heads < END) | (heads >= state.edges)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise CorruptionError(
+            f"{files.nodes.path}: record {int(rows[at])} has is_active {int(active[at])} and head_edge_idx "
+            f"{int(heads[at])}; expected 0 or 1, and -1 to {state.edges - 1}: these are not the records that were written"
+        )
+    refs = _spread(state.edges)
+    pointers = files.edges.gather("next_edge_idx", refs)
+    wrong = (pointers < REMOVED) | (pointers >= state.edges)
+    if wrong.any():
+        at = int(np.flatnonzero(wrong)[0])
+        raise CorruptionError(
+            f"{files.edges.path}: record {int(refs[at])} has next_edge_idx {int(pointers[at])}; "
+            f"expected -1 to {state.edges - 1}: these are not the records that were written"
+        )
+
+
+def _spread(count: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
+
+
+class _Report:
+    """Collects violations; of a kind that is everywhere only the first ones one by one."""
+
+    def __init__(self) -> None:
+        self.violations: list[Violation] = []
+        self._counts: dict[str, int] = {}
+
+    def add(self, kind: str, file: str, what: str, where: npt.NDArray[Any], detail: str) -> None:
+        """Note each of `where` (rows or refs)."""
+        if not len(where):
+            return
+        before = self._counts.get(kind, 0)
+        self._counts[kind] = before + len(where)
+        room = max(0, _SHOWN - before)
+        self.violations += [Violation(kind, f"{file} {what} {int(at)}", detail) for at in where[:room]]
+
+    def finish(self) -> list[Violation]:
+        """All of them, with the number of those not shown."""
+        for kind, count in self._counts.items():
+            if count > _SHOWN:
+                self.violations.append(Violation(kind, "further places", f"and {count - _SHOWN} more"))
+        return self.violations
+
+
+def find_violations(tables: MemmapTables) -> list[Violation]:
+    """Check every record, in a few passes over the files.
+
+    A list that ends is one whose pointers only go down; a graph whose live edges are each pointed to exactly once, by
+    a node or an edge of the same source, has all its edges in the right lists. So no list has to be walked.
+    """
+    report = _Report()
+    ids = _check_nodes(tables, report)
+    pointed = np.zeros(tables.edge_slots, np.int32)
+    _follow_heads(tables, report, pointed)
+    _check_edges(tables, report, pointed, ids)
+    return report.finish()
+
+
+def _chunks(count: int) -> list[tuple[int, int]]:
+    return [(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
+
+
+def _check_nodes(tables: MemmapTables, report: _Report) -> npt.NDArray[np.uint64]:
+    """Check what a node says of itself; returns all ids, sorted."""
+    name = tables.files.nodes.path.name
+    ids = np.empty(tables.node_count, np.uint64)
+    for start, stop in _chunks(tables.node_count):
+        columns = tables.node_chunk(start, stop, ["id", "vector", "relevance", "stability", "is_active"])
+        rows = np.arange(start, stop)
+        ids[start:stop] = columns["id"]
+        for field in ("vector", "relevance", "stability"):
+            finite = np.isfinite(columns[field])
+            finite = finite.all(axis=1) if finite.ndim > 1 else finite
+            report.add("non-finite", name, "row", rows[~finite], f"{field} holds NaN or infinity")
+        report.add("bad-flag", name, "row", rows[columns["is_active"] > 1], "is_active is neither 0 nor 1")
+        found = tables.rows_of(columns["id"])
+        report.add("index", "ids.index", "row", rows[found < 0], "its id is not found; delete ids.index")
+        twice = (found >= 0) & (found != rows)
+        report.add("duplicate-id", name, "row", rows[twice], "another row has the same id")
+    return np.sort(ids)
+
+
+def _follow_heads(tables: MemmapTables, report: _Report, pointed: npt.NDArray[np.int32]) -> None:
+    name = tables.files.nodes.path.name
+    for start, stop in _chunks(tables.node_count):
+        heads = tables.nodes.chunk("head_edge_idx", start, stop)
+        rows = np.arange(start, stop)
+        outside = (heads < END) | (heads >= tables.edge_slots)
+        report.add("head-outside", name, "row", rows[outside], "head_edge_idx leads outside the edges")
+        good = ~outside & (heads != END)
+        sources = tables.edges.gather("source_id", heads[good])
+        foreign = sources != tables.nodes.gather("id", rows[good])
+        report.add("foreign-edge", name, "row", rows[good][foreign], "its list begins with another node's edge")
+        np.add.at(pointed, heads[good][~foreign], 1)
+
+
+def _check_edges(
+    tables: MemmapTables, report: _Report, pointed: npt.NDArray[np.int32], ids: npt.NDArray[np.uint64]
+) -> None:
+    name = tables.files.edges.path.name
+    removed = 0
+    for start, stop in _chunks(tables.edge_slots):
+        refs = np.arange(start, stop)
+        column = {f: tables.edges.chunk(f, start, stop) for f in tables.files.edges.views}
+        pointers = column["next_edge_idx"]
+        gone = pointers == REMOVED
+        removed += int(gone.sum())
+        outside = ~gone & ((pointers < END) | (pointers >= tables.edge_slots))
+        report.add("next-outside", name, "edge", refs[outside], "next_edge_idx leads outside the edges")
+        cyclic = ~gone & ~outside & (pointers >= refs)
+        report.add("cyclic-list", name, "edge", refs[cyclic], "next_edge_idx does not lead to an older edge")
+        good = ~gone & ~outside & ~cyclic & (pointers != END)
+        foreign = tables.edges.gather("source_id", pointers[good]) != column["source_id"][good]
+        report.add("foreign-edge", name, "edge", refs[good][foreign], "the next edge is another node's")
+        np.add.at(pointed, pointers[good][~foreign], 1)
+        for field in ("weight", "confidence"):
+            bad = ~np.isfinite(column[field]) & ~gone
+            report.add("non-finite", name, "edge", refs[bad], f"{field} is NaN or infinite")
+        for field, kind in (("source_id", "dangling-source"), ("target_id", "dangling-target")):
+            absent = ~gone & ~_contains(ids, column[field])
+            report.add(kind, name, "edge", refs[absent], f"no node has its {field}")
+    live = np.ones(tables.edge_slots, np.bool_)
+    for start, stop in _chunks(tables.edge_slots):
+        live[start:stop] = tables.edges.chunk("next_edge_idx", start, stop) != REMOVED
+    report.add("unreachable-edge", name, "edge", np.flatnonzero(live & (pointed == 0)), "it is in no list")
+    report.add("edge-in-two-lists", name, "edge", np.flatnonzero(live & (pointed > 1)), "two pointers lead to it")
+    report.add("removed-in-list", name, "edge", np.flatnonzero(~live & (pointed > 0)), "removed, but a list leads to it")
+    if removed != tables.removed_edges:
+        detail = f"{removed} removed edges in the file, {tables.removed_edges} counted"
+        report.violations.append(Violation("removed-count", "store.json", detail))
+
+
+def _contains(ordered: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    if not len(ordered):
+        return np.zeros(len(wanted), np.bool_)
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return ordered[at] == wanted

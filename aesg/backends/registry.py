@@ -1,0 +1,180 @@
+"""Which backends there are, and `open`.
+
+Backends are found through the entry-point group `aesg.backends`, the built-in ones like everyone else's: the name is
+the URL scheme, the object a `Backend`. None is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from aesg.backends.url import StoreURL
+from aesg.errors import BackendNotInstalledError, InvalidInputError, NotFoundError, UnsupportedError
+from aesg.protocols import GraphStore
+
+Mode: TypeAlias = Literal["a", "r"]
+GROUP: Final = "aesg.backends"
+DEFAULT: Final = "memmap"
+"""The backend of a new bare path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One setting of a backend, given as `?name=value` or as a keyword of `open`.
+
+    Attributes:
+        parse: Makes the value from a string (or from the keyword's value as given); raises ValueError.
+        help: One line: what it does, its values and its default.
+    """
+
+    parse: Callable[[Any], Any]
+    help: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What a backend registers.
+
+    Attributes:
+        scheme: The URL scheme.
+        summary: One line for people.
+        open: `(url, mode, vector_dim, options)` → the store. `vector_dim` is None when the caller gave none; opening
+            an existing store then takes the store's own, creating one raises InvalidInputError.
+        recognises: Whether a local path holds a store of this backend; must be quick and change nothing.
+        options: Name → Option.
+    """
+
+    scheme: str
+    summary: str
+    open: Callable[[StoreURL, Mode, int | None, Mapping[str, Any]], GraphStore]
+    recognises: Callable[[Path], bool] = lambda path: False
+    options: Mapping[str, Option] = field(default_factory=dict)
+
+
+def choice(*values: str) -> Callable[[Any], str]:
+    """An option parser that admits these words."""
+
+    def parse(value: Any) -> str:
+        if value not in values:
+            raise ValueError(f"one of {', '.join(values)}")
+        return str(value)
+
+    return parse
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def schemes() -> list[str]:
+    """Schemes of all installed backends, sorted."""
+    return sorted(_entry_points())
+
+
+@cache
+def backend(scheme: str) -> Backend:
+    """The backend of a scheme.
+
+    Raises:
+        BackendNotInstalledError: None is registered under it, or its package is missing.
+    """
+    point = _entry_points().get(scheme)
+    if point is None:
+        known = ", ".join(schemes()) or "none (AESG itself is not installed: pip install -e .)"
+        raise BackendNotInstalledError(f"no backend for {scheme!r}; installed: {known}")
+    try:
+        found = point.load()
+    except ImportError as error:
+        raise BackendNotInstalledError(f"the backend {scheme!r} needs a package that is missing: {error}") from error
+    if not isinstance(found, Backend):
+        raise BackendNotInstalledError(f"the entry point {point.value} of backend {scheme!r} is not a Backend")
+    return found
+
+
+def resolve(url: str | os.PathLike[str], *, backend_name: str | None = None) -> StoreURL:
+    """A URL with its scheme: a bare path gets that of the store that lies there, a new one `backend_name` or memmap.
+
+    Raises:
+        InvalidInputError: A malformed URL, or one whose scheme is not `backend_name`.
+        NotFoundError: The path holds something that no installed backend recognises.
+    """
+    parsed = StoreURL.parse(url)
+    if parsed.scheme:
+        if backend_name not in (None, parsed.scheme):
+            raise InvalidInputError(f"{parsed} is not a store of backend {backend_name!r}")
+        return parsed
+    path = Path(parsed.path).expanduser().absolute()
+    if backend_name is None:
+        found = [name for name in schemes() if backend(name).recognises(path)]
+        if len(found) > 1:
+            raise InvalidInputError(f"{path} holds stores of {' and '.join(found)}: say which, e.g. {found[0]}:{path}")
+        if not found and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise NotFoundError(f"{path} exists but holds no store of a known backend ({', '.join(schemes())})")
+        backend_name = found[0] if found else DEFAULT
+    return StoreURL(backend_name, "", str(path))
+
+
+def open(
+    url: str | os.PathLike[str],
+    mode: Mode = "a",
+    require: Mapping[str, Any] | None = None,
+    *,
+    vector_dim: int | None = None,
+    **options: Any,
+) -> GraphStore:
+    """Open a store, or create it.
+
+    Args:
+        url: `memmap:///path?durability=power_loss`, or a bare path: what lies there is recognised, a new one is memmap.
+        mode: "a" reads and writes and creates what is not there; "r" reads.
+        require: Least levels of capabilities, e.g. `{"durability": "power_loss", "snapshots": True}`.
+        vector_dim: Length of the vectors. Needed to create a store; an existing one must agree.
+        **options: Options of the backend, as in the URL; these count when both are given.
+
+    Raises:
+        BackendNotInstalledError: Unknown scheme.
+        InvalidInputError: Unknown mode or option, a malformed URL, no vector_dim for a new store.
+        NotFoundError: mode="r" and there is none.
+        SchemaMismatchError: The store has another vector_dim.
+        UnsupportedError: The store does not promise what `require` asks.
+        LockedError: Another writer holds it.
+        CorruptionError: What is on disk cannot be a store.
+    """
+    if mode not in ("a", "r"):
+        raise InvalidInputError(f"mode must be 'a' (read and write) or 'r' (read), not {mode!r}")
+    if vector_dim is not None and (isinstance(vector_dim, bool) or not hasattr(vector_dim, "__index__")):
+        raise InvalidInputError(f"vector_dim must be an integer, not {vector_dim!r}")
+    if vector_dim is not None and not 0 < vector_dim <= 1 << 20:
+        raise InvalidInputError(f"vector_dim must be between 1 and {1 << 20}, not {vector_dim}")
+    parsed = resolve(url)
+    found = backend(parsed.scheme)
+    store = found.open(parsed, mode, vector_dim, _options(found, parsed, options))
+    try:
+        lacking = store.capabilities.missing(require or {})
+    except ValueError as error:
+        store.close()
+        raise InvalidInputError(f"{store.url}: {error}") from error
+    if lacking:
+        store.close()
+        raise UnsupportedError(f"{store.url}: {'; '.join(lacking)}")
+    return store
+
+
+def _options(found: Backend, url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:
+    parsed = {}
+    for name, value in {**url.options, **given}.items():
+        if name not in found.options:
+            known = "; ".join(f"{n}: {o.help}" for n, o in found.options.items()) or "none"
+            raise InvalidInputError(f"{url}: backend {found.scheme!r} has no option {name!r}. Options: {known}")
+        try:
+            parsed[name] = found.options[name].parse(value)
+        except ValueError as error:
+            raise InvalidInputError(f"{url}: option {name}={value!r}: expected {error}") from error
+    return parsed
