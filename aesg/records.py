@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
@@ -29,7 +29,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 """Vectors, float32 [n, D]."""
 Columns: TypeAlias = dict[str, npt.NDArray[Any]]
 """Field name → array; all arrays have the same length."""
-JSON: TypeAlias = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
 NODE_FIELDS: Final[Mapping[str, np.dtype[Any]]] = {
     "id": np.dtype("<u8"),
@@ -159,13 +159,12 @@ def events(
     Returns:
         Structured array of `EVENT_DTYPE`, [n].
     """
-    one, two, value = np.broadcast_arrays(np.atleast_1d(id1), id2, val)
-    out = np.zeros(len(one), EVENT_DTYPE)
+    out = np.zeros(max(map(np.size, (id1, id2, val))), EVENT_DTYPE)
     out["timestamp"] = now() if timestamp is None else timestamp
     out["type"] = type
-    out["id1"] = one
-    out["id2"] = two
-    out["val"] = value
+    out["id1"] = id1
+    out["id2"] = id2
+    out["val"] = val
     return out
 
 
@@ -182,9 +181,4 @@ def ranges(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.
     """Concatenate `arange(starts[i], starts[i] + counts[i])` for all i without a Python loop; int64 [counts.sum()]."""
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total, dtype=np.int64) + np.repeat(starts - (ends - counts), counts)
-
-
-def field_names(fields: Sequence[str] | None, known: Mapping[str, Any]) -> tuple[str, ...]:
-    """`fields`, or all the known ones when it is None."""
-    return tuple(known) if fields is None else tuple(fields)
+    return np.repeat(starts - (ends - counts), counts) + np.arange(total, dtype=np.int64)

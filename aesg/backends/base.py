@@ -33,7 +33,7 @@ from aesg.protocols import Capabilities, ColumnFn, Violation
 from aesg.records import JSON, Adjacency, Columns, NodeBatch, Refs, Rows
 
 CHUNK_BYTES: Final = 1 << 20
-"""A chunk of a scan or a transform: small enough for a core's L2 cache, so that a second column costs no memory trip."""
+"""A chunk of a scan or a transform: fits a core's L2 cache, so that a second column costs no memory trip."""
 
 
 class Tables(ABC):
@@ -94,7 +94,7 @@ class WritableTables(Tables):
 
     @abstractmethod
     def append_nodes(self, columns: Columns) -> None:
-        """Append; every field of NODE_FIELDS is given, ids are new and distinct."""
+        """Append; id, vector, created_at and modified_at are given, fields of NODE_DEFAULTS may be; ids are new."""
 
     @abstractmethod
     def write_nodes(self, rows: Rows, columns: Columns) -> None:
@@ -164,6 +164,8 @@ def _positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDA
 
 
 def _finite(array: npt.NDArray[Any]) -> bool:
+    if array.size < 4096:
+        return bool(np.isfinite(array).all())
     # One pass without a temporary: NaN and infinity survive a sum. A finite array may overflow it, hence the recount.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
@@ -182,11 +184,12 @@ def _column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: 
         limits = np.iinfo(dtype)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
             raise InvalidInputError(f"{url}: {name} must be between {limits.min} and {limits.max}")
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):
+            array = array.astype(dtype)
     if dtype.kind == "f" and not _finite(array):
         raise InvalidInputError(f"{url}: {name} must be finite (float32)")
-    return np.broadcast_to(array, (n,))
+    return array if array.ndim else np.full(n, array)
 
 
 def _vectors(given: npt.ArrayLike, n: int | None, dim: int, url: str) -> records.Vectors:
@@ -197,8 +200,10 @@ def _vectors(given: npt.ArrayLike, n: int | None, dim: int, url: str) -> records
     if array.ndim != 2 or array.shape[1] != dim or (n is not None and len(array) != n):
         rows = "n" if n is None else n
         raise InvalidVectorError(f"{url}: vectors must have shape ({rows}, {dim}), not {array.shape}")
-    with np.errstate(over="ignore"):
-        array = np.ascontiguousarray(array, dtype=np.float32)
+    if array.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+    array = np.ascontiguousarray(array)
     if not _finite(array):
         bad = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
         raise InvalidVectorError(f"{url}: vector {bad} of the batch holds NaN or infinity (as float32)")
@@ -214,7 +219,9 @@ def _node_columns(given: Mapping[str, npt.ArrayLike], n: int, dim: int, url: str
     for name, values in given.items():
         if name == "vector":
             wanted = np.asarray(values)
-            columns[name] = _vectors(np.broadcast_to(wanted, (n, dim)) if wanted.shape == (dim,) else wanted, n, dim, url)
+            columns[name] = _vectors(
+                np.broadcast_to(wanted, (n, dim)) if wanted.shape == (dim,) else wanted, n, dim, url
+            )
         else:
             columns[name] = _column(name, values, n, records.NODE_FIELDS[name], url)
     if "is_active" in columns and len(columns["is_active"]) and columns["is_active"].max() > 1:
@@ -241,21 +248,23 @@ def _fields(fields: Sequence[str] | None, known: Mapping[str, Any], what: str, u
 
 
 def _complete(batch: NodeBatch, tables: Tables, url: str) -> Columns:
-    """A batch with every field, checked against itself and the store."""
+    """The columns of a batch, checked against each other and the store."""
     vectors = _vectors(batch.vector, None, tables.vector_dim, url)
     n = len(vectors)
-    created = dict(batch.columns)
-    unknown = sorted(set(created) - set(records.NODE_FIELDS) | {"id", "vector"} & set(created))
-    if unknown:
-        raise InvalidInputError(f"{url}: NodeBatch.columns has no place for {', '.join(unknown)}")
-    born = created.pop("created_at", records.now())
-    columns = _node_columns(created, n, tables.vector_dim, url)
+    columns: Columns = {}
+    if batch.columns:
+        unknown = sorted(set(batch.columns) - set(records.NODE_FIELDS) | {"id", "vector"} & set(batch.columns))
+        if unknown:
+            raise InvalidInputError(f"{url}: NodeBatch.columns has no place for {', '.join(unknown)}")
+        rest = {name: values for name, values in batch.columns.items() if name != "created_at"}
+        columns = _node_columns(rest, n, tables.vector_dim, url)
     columns["vector"] = vectors
-    columns["created_at"] = _column("created_at", born, n, records.NODE_FIELDS["created_at"], url)
-    columns.setdefault("modified_at", columns["created_at"])
-    for name, value in records.NODE_DEFAULTS.items():
-        if name not in columns:
-            columns[name] = np.broadcast_to(np.array(value, records.NODE_FIELDS[name]), (n,))
+    if "created_at" in batch.columns:
+        born = _column("created_at", batch.columns["created_at"], n, records.NODE_FIELDS["created_at"], url)
+    else:
+        born = np.full(n, records.now(), np.uint64)
+    columns["created_at"] = born
+    columns.setdefault("modified_at", born)
     if batch.id is None:
         columns["id"] = records.new_ids(n)
     else:
@@ -269,9 +278,9 @@ def _complete(batch: NodeBatch, tables: Tables, url: str) -> Columns:
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
             raise DuplicateIdError(f"{url}: id {int(twice[0])} is twice in the batch")
-    present = tables.rows_of(ids) >= 0
-    if present.any():
-        first = int(np.flatnonzero(present)[0])
+    present = tables.rows_of(ids)
+    if n and int(present.max()) >= 0:
+        first = int(np.flatnonzero(present >= 0)[0])
         raise DuplicateIdError(f"{url}: id {int(ids[first])} (number {first} of the batch) is in the store already")
     return columns
 
@@ -469,7 +478,7 @@ class Events:
             if len(array):
                 # Field by field: the padding of the record is zero, whatever the caller's array has there.
                 clean = np.zeros(len(array), records.EVENT_DTYPE)
-                for name in records.EVENT_DTYPE.fields or ():
+                for name in array.dtype.names or ():
                     clean[name] = array[name]
                 tables.append_events(clean)
 
@@ -590,6 +599,10 @@ class StoreTransaction(_GraphView):
         with self._store._lock:
             if self._tables is not None:
                 self._end(rolled_back=True)
+
+    def abandon(self) -> None:
+        """In a forked child: the transaction is the parent's; here it has ended."""
+        self._tables = None
 
     def _end(self, *, rolled_back: bool) -> None:
         tables, self._tables = self._tables, None
@@ -761,9 +774,7 @@ class Store(_GraphView):
     def transaction(self) -> StoreTransaction:
         self._check_writable()
         if self._writer_thread == threading.get_ident():
-            raise TransactionError(
-                f"{self.url}: this thread has a transaction open: write through it, or end it first"
-            )
+            raise TransactionError(f"{self.url}: this thread has a transaction open: write through it, or end it first")
         self._writer.acquire()
         try:
             with self._lock:
@@ -856,6 +867,6 @@ class Store(_GraphView):
 
 
 def _reopen(url: str) -> Any:
-    from aesg.backends.registry import open
+    from aesg.backends import registry  # it imports nothing from here, but a store need not import it
 
-    return open(url, mode="r")
+    return registry.open(url, mode="r")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from aesg.errors import CapacityError, LockedError, StorageError, UnsupportedError
@@ -20,23 +21,41 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _IOV_MAX: Final = 1024
 
 
-@contextmanager
-def os_errors(doing: str) -> Iterator[None]:
-    """Turn an OSError into CapacityError (the disk is full) or StorageError (anything else)."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
+class os_errors:  # noqa: N801 - used like a function, with os_errors("writing", path):
+    """Turn an OSError into CapacityError (the disk is full) or StorageError (anything else).
+
+    A class, not a generator: it stands around every single write. The message is made only when there is one.
+    """
+
+    __slots__ = ("_doing", "_path")
+
+    def __init__(self, doing: str, path: Path) -> None:
+        self._doing = doing
+        self._path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, OSError) or isinstance(error, StorageError):
+            return
+        what = f"{self._doing} {self._path}"
         if error.errno in _FULL:
-            raise CapacityError(f"{doing}: {error.strerror}; free some space and try again, nothing was lost") from error
-        raise StorageError(f"{doing}: {error.strerror or error}") from error
+            raise CapacityError(f"{what}: {error.strerror}; free some space and try again, nothing was lost") from error
+        raise StorageError(f"{what}: {error.strerror or error}") from error
 
 
 def write_all(fd: int, buffers: Sequence[Any], offset: int) -> int:
     """Write all buffers from `offset` on, however often the system stops half-way; returns the number of bytes."""
-    pending = [memoryview(b).cast("B") for b in buffers if memoryview(b).nbytes]
     start = offset
+    if len(buffers) == 1:  # the common case, and nearly always done in one go
+        offset += os.pwrite(fd, buffers[0], offset)
+        if offset - start == memoryview(buffers[0]).nbytes:
+            return offset - start
+        buffers, offset = [memoryview(buffers[0]).cast("B")[offset - start :]], offset
+    pending = [memoryview(b).cast("B") for b in buffers if memoryview(b).nbytes]
     while pending:
         done = os.pwritev(fd, pending[:_IOV_MAX], offset)
         offset += done
@@ -63,7 +82,7 @@ def read_exactly(fd: int, size: int, offset: int) -> bytes:
 def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
     """Give `path` a new content, all at once: a reader, or a crash, sees the old one or the new one."""
     new = path.with_name(f"{path.name}.new")
-    with os_errors(f"writing {path}"):
+    with os_errors("writing", path):
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             write_all(fd, [data], 0)
@@ -86,7 +105,7 @@ def sync_directory(path: Path) -> None:
 
 
 def boot_id() -> bytes:
-    """16 bytes that change when the machine restarts: what only the page cache held is gone then. Zeros where unknown."""
+    """16 bytes that change when the machine restarts, and with it the page cache is gone; zeros where unknown."""
     try:
         return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
     except (OSError, ValueError):
@@ -94,7 +113,7 @@ def boot_id() -> bytes:
 
 
 class WriterLock:
-    """An exclusive lock on a file for as long as this process lives or until `release`; the file names the holder's pid.
+    """An exclusive lock on a file while this process lives or until `release`; the file names the holder's pid.
 
     `flock` excludes other processes and other handles of this one alike, and the system releases it when we die.
     """
@@ -102,7 +121,8 @@ class WriterLock:
     def __init__(self, path: Path, url: str) -> None:
         if fcntl is None:  # pragma: no cover - Windows
             raise UnsupportedError(f"{url}: local stores need POSIX file locks, which this system does not have")
-        with os_errors(f"locking {path}"):
+        self._path = path
+        with os_errors("locking", path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -115,13 +135,13 @@ class WriterLock:
             raise LockedError(
                 f"{url}: {whose} (pid {holder}) has it open for writing; close it there, or open with mode='r'"
             ) from error
-        with os_errors(f"locking {path}"):
+        with os_errors("locking", path):
             os.ftruncate(self._fd, 0)
             write_all(self._fd, [f"{os.getpid()}\n".encode()], 0)
 
     def release(self) -> None:
         """Let others write. The file stays: removing it would let two processes lock two files of one name."""
-        with os_errors("releasing a writer lock"):
+        with os_errors("releasing", self._path):
             os.ftruncate(self._fd, 0)
             os.close(self._fd)
 

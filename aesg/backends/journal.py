@@ -106,7 +106,7 @@ class Journal:
         padding = bytes(-length % 8)
         at = self._end
         end = at + _ENTRY.size + length + len(padding)
-        with os_errors(f"writing {self.path}"):
+        with os_errors("writing", self.path):
             if self._sync and end > self._size:
                 while self._size < end:
                     self._size += write_all(self._fd, [_ZEROS], self._size)
@@ -131,9 +131,20 @@ class Journal:
             at += _ENTRY.size + len(found[1]) + -len(found[1]) % 8
             self._end = at
 
-    def newest(self) -> tuple[int, bytes] | None:
-        """The entry that the header points to."""
-        return self._entry(int(self._words[_OFFSET]))
+    def newest(self, size: int) -> tuple[int, bytes] | None:
+        """Generation and the first `size` bytes of the entry that the header points to.
+
+        For readers that keep the writer from committing meanwhile: what the header points to is whole, and is not
+        checked again.
+        """
+        at = int(self._words[_OFFSET])
+        head = read_exactly(self._fd, _ENTRY.size, at)
+        if len(head) < _ENTRY.size:
+            return None
+        magic, _, generation, length = _ENTRY.unpack(head)
+        if magic != _ENTRY_MAGIC:
+            return None
+        return generation, read_exactly(self._fd, min(size, length), at + _ENTRY.size)
 
     def _entry(self, at: int) -> tuple[int, bytes] | None:
         head = read_exactly(self._fd, _ENTRY.size, at)

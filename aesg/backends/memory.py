@@ -118,7 +118,10 @@ class _MemoryTables(WritableTables):
         return self.state.events[start:stop].copy()
 
     def append_nodes(self, columns: Columns) -> None:
-        nodes = {name: np.concatenate([self.state.nodes[name], columns[name]]) for name in records.NODE_FIELDS}
+        n = len(columns["id"])
+        new = {name: np.full(n, value, records.NODE_FIELDS[name]) for name, value in records.NODE_DEFAULTS.items()}
+        new |= columns
+        nodes = {name: np.concatenate([old, new[name]]) for name, old in self.state.nodes.items()}
         self.state = replace(self.state, nodes=nodes)
 
     def write_nodes(self, rows: Rows, columns: Columns) -> None:

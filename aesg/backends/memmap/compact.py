@@ -49,24 +49,22 @@ class _Output:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._end = 0
-        with os_errors(f"creating {path}"):
+        with os_errors("creating", path):
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
 
     def write(self, records: npt.NDArray[Any]) -> None:
-        with os_errors(f"writing {self.path}"):
+        with os_errors("writing", self.path):
             self._end += write_all(self._fd, [records.view(np.uint8)], self._end)
 
     def finish(self, least: int, *, sync: bool) -> None:
-        with os_errors(f"writing {self.path}"):
+        with os_errors("writing", self.path):
             os.ftruncate(self._fd, max(self._end, least))
             if sync:
                 os.fsync(self._fd)
             os.close(self._fd)
 
 
-def _write_edges(
-    tables: MemmapTables, path: Path, row_map: Rows, heads: npt.NDArray[np.int64], *, sync: bool
-) -> int:
+def _write_edges(tables: MemmapTables, path: Path, row_map: Rows, heads: npt.NDArray[np.int64], *, sync: bool) -> int:
     """Write the surviving edges, linked anew; fills `heads`; returns their number."""
     out = _Output(path)
     written = 0

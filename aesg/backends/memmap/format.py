@@ -129,7 +129,7 @@ def read_meta(path: Path) -> Meta:
         CorruptionError: Not the pickle of such a dict, or numbers that cannot be.
     """
     try:
-        with os_errors(f"reading {path}"), open(path, "rb") as file:
+        with os_errors("reading", path), open(path, "rb") as file:
             raw = file.read(_META_LIMIT + 1)
     except OSError as error:
         if not path.exists():

@@ -23,6 +23,7 @@ from aesg.records import Ids, Rows
 _MAGIC: Final = b"AESGIDS1"
 _HEADER: Final = struct.Struct("<8sQQII")  # magic, rows, table bits, crc of sampled ids, crc of the table
 _MULTIPLIER: Final = 0x9E3779B97F4A7C15  # 2**64 / golden ratio: Fibonacci hashing, spreads runs of ids
+_MULTIPLIERS: Final = np.array([_MULTIPLIER], np.uint64)  # an array: scalars would warn of the overflow that is meant
 _MIN_BITS: Final = 8
 _WORTH_KEEPING: Final = 4096
 _MAX_ROWS: Final = (1 << 32) - 2
@@ -47,12 +48,16 @@ class IdIndex:
         self._shift = np.uint64(64 - self._mask.bit_length())
 
     def _home(self, ids: Ids) -> npt.NDArray[np.int64]:
-        with np.errstate(over="ignore"):
-            return ((ids * np.uint64(_MULTIPLIER)) >> self._shift).astype(np.int64)
+        return ((ids * _MULTIPLIERS) >> self._shift).astype(np.int64)
+
+    def _home_of_one(self, id: int) -> int:
+        return (id * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF) >> int(self._shift)
 
     def catch_up(self, nodes: Records) -> None:
         """Take in the rows that were appended since."""
         count = nodes.count
+        if self.rows == count:
+            return
         if count > _MAX_ROWS:
             raise CapacityError(f"the id index holds at most {_MAX_ROWS} rows")
         if self.rows > count:  # a rollback: the surplus entries are dead, the rows will come again
@@ -76,7 +81,7 @@ class IdIndex:
     def _insert(self, ids: Ids, rows: Rows) -> None:
         self._used += len(ids)
         if len(ids) == 1:
-            at = int(self._home(ids)[0])
+            at = self._home_of_one(int(ids[0]))
             while self._table[at]:
                 at = (at + 1) & self._mask
             self._table[at] = rows[0] + 1
@@ -94,6 +99,8 @@ class IdIndex:
         """Rows of ids, -1 where absent; of equal ids the first row."""
         if self.rows < nodes.count:
             self.catch_up(nodes)
+        if len(ids) == 1:
+            return np.array([self._lookup_one(int(ids[0]), nodes)])
         out = np.full(len(ids), -1, np.int64)
         slots = self._home(ids)
         looking = np.arange(len(ids))
@@ -111,13 +118,23 @@ class IdIndex:
             looking, slots = looking[~same], (slots[~same] + 1) & self._mask
         return out
 
+    def _lookup_one(self, id: int, nodes: Records) -> int:
+        # One at a time is how concepts are born: plain integers cost a tenth of array calls then.
+        at = self._home_of_one(id)
+        while entry := int(self._table[at]):
+            row = entry - 1
+            if row < nodes.count and int(nodes.chunk("id", row, entry)[0]) == id:
+                return row
+            at = (at + 1) & self._mask
+        return -1
+
     def save(self, path: Path, nodes: Records) -> None:
         """Keep the table beside the store, if it is worth it."""
         if nodes.count < _WORTH_KEEPING:
             path.unlink(missing_ok=True)
             return
         self.catch_up(nodes)
-        head = _HEADER.pack(_MAGIC, self.rows, self._mask.bit_length(), _sample(nodes, self.rows), zlib.crc32(self._table))
+        head = _HEADER.pack(_MAGIC, self.rows, self._mask.bit_length(), _sample(nodes, self.rows), _crc(self._table))
         replace_file(path, head + self._table.tobytes(), sync=False)
 
     @classmethod
@@ -133,10 +150,14 @@ class IdIndex:
         if len(raw) != _HEADER.size + 4 * (1 << bits) or sample != _sample(nodes, rows):
             return cls()
         table: npt.NDArray[Any] = np.frombuffer(raw, np.uint32, offset=_HEADER.size)
-        return cls(table.copy(), rows) if zlib.crc32(table) == crc else cls()
+        return cls(table.copy(), rows) if _crc(table) == crc else cls()
 
 
 def _sample(nodes: Records, rows: int) -> int:
     """A checksum of some of the ids: another store's table, or one of before a compaction, does not match."""
     where = np.unique(np.linspace(0, rows - 1, min(rows, 256)).astype(np.int64))
-    return zlib.crc32(nodes.gather("id", where))
+    return _crc(nodes.gather("id", where))
+
+
+def _crc(array: npt.NDArray[Any]) -> int:
+    return zlib.crc32(array.view(np.uint8).data)

@@ -29,6 +29,8 @@ from aesg.records import EVENT_DTYPE
 
 _STATE: Final = struct.Struct("<QQQQII")
 _OPERATION: Final = struct.Struct("<BBxxIQQ")
+STATE_HEAD: Final = 1 << 14
+"""Bytes of an entry that hold the state, unless the attributes are unusually many."""
 _RANGE, _COLUMN, _RECORDS, _SWAP = range(1, 5)
 FILES: Final = (NODES, EDGES, EVENTS)
 COMPACTED: Final = ".compacted"
@@ -48,10 +50,15 @@ def decode_state(payload: bytes) -> State:
     return State(nodes, edges, removed, events, json.loads(payload[_STATE.size : _STATE.size + length]))
 
 
+def state_bytes(payload: bytes) -> int:
+    """How many bytes of an entry its state takes; needs the first `STATE_HEAD` of them."""
+    return _STATE.size + int(_STATE.unpack_from(payload)[4])
+
+
 def changes(number: int, table: PendingRecords) -> list[Any]:
     """Operations for the changed records of a file, as buffers; an operation's header begins its first one."""
     parts: list[Any] = []
-    fields = table.file.dtype.fields or {}
+    fields: Any = table.file.dtype.fields
     for field, column in table.held_columns().items():
         kind, offset, *_ = fields[field]
         parts += [_OPERATION.pack(_COLUMN, number, kind.itemsize, offset, len(column)), np.ascontiguousarray(column)]
@@ -93,24 +100,24 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
         if kind == _SWAP:
             ready = path.with_name(path.name + COMPACTED)
             if ready.exists():
-                with os_errors(f"replacing {path}"):
+                with os_errors("replacing", path):
                     os.replace(ready, path)
             continue
         size = {_RANGE: count, _COLUMN: width * count, _RECORDS: (8 + width) * count}[kind]
         data = memoryview(payload)[at : at + size]
         at += size
-        with os_errors(f"recovering {path}"):
+        with os_errors("recovering", path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 if kind == _RANGE:
                     write_all(fd, [data], offset)
                 else:
-                    _store(path, fd, items[number], kind, width, offset, count, data)
+                    _store(path, items[number], kind, width, offset, count, data)
             finally:
                 os.close(fd)
 
 
-def _store(path: Path, fd: int, item: int, kind: int, width: int, offset: int, count: int, data: memoryview) -> None:
+def _store(path: Path, item: int, kind: int, width: int, offset: int, count: int, data: memoryview) -> None:
     file = np.memmap(path, np.uint8, "r+")
     have = len(file) // item
     if kind == _COLUMN:
@@ -127,5 +134,3 @@ def _store(path: Path, fd: int, item: int, kind: int, width: int, offset: int, c
 def pending_tail(table: PendingRecords) -> Any:
     """The bytes of the records that a transaction appended."""
     return table.file.whole[table.base_count : table.count].view(np.uint8)
-
-

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 import uuid
+import warnings
 import weakref
 import zlib
 from collections.abc import Iterator
@@ -76,6 +78,8 @@ LOCK: Final = "writer.lock"
 
 _CHECKPOINT_BYTES: Final = {Durability.PROCESS_CRASH: 1 << 22, Durability.POWER_LOSS: 1 << 26}
 """Journal size at which to checkpoint: cheap without syncs, and worth putting off with them."""
+_PATIENCE: Final = 10.0
+"""Seconds that a reader waits for a writer to finish what it is doing."""
 _JOURNALED_TAIL: Final = 1 << 22
 """Appended bytes up to which a synced commit writes them twice rather than syncing a second file."""
 
@@ -136,7 +140,7 @@ def _create(directory: Path, dim: int, identity: str, *, sync: bool) -> None:
     _write_store_json(directory, identity, 0, empty, sync=sync)
     sizes = {NODES: MIN_NODES * node_dtype(dim).itemsize, EDGES: MIN_EDGES * EDGE_DTYPE.itemsize, EVENTS: 0}
     for name, size in sizes.items():
-        with os_errors(f"creating {directory / name}"), open(directory / name, "wb") as file:
+        with os_errors("creating", directory / name), open(directory / name, "wb") as file:
             file.truncate(size)
             if sync:
                 os.fsync(file.fileno())
@@ -264,7 +268,11 @@ class _MemmapStore(Store):
     def stats(self) -> dict[str, Any]:
         with self.reading() as tables:
             active = sum(
-                int(np.count_nonzero(tables.node_chunk(at, min(at + 65536, tables.node_count), ["is_active"])["is_active"]))
+                int(
+                    np.count_nonzero(
+                        tables.node_chunk(at, min(at + 65536, tables.node_count), ["is_active"])["is_active"]
+                    )
+                )
                 for at in range(0, tables.node_count, 65536)
             )
             used = [entry.stat().st_blocks * 512 for entry in self.directory.iterdir() if entry.is_file()]
@@ -287,7 +295,7 @@ class MemmapWriter(_MemmapStore):
         new = not recognises(directory)
         if new and dim is None:
             raise InvalidInputError(f"{url}: there is no store yet; a new one needs vector_dim=…")
-        with os_errors(f"creating {directory}"):
+        with os_errors("creating", directory):
             directory.mkdir(parents=True, exist_ok=True)
         self._writer_lock = WriterLock(directory / LOCK, url)
         try:
@@ -301,7 +309,13 @@ class MemmapWriter(_MemmapStore):
 
     @property
     def generation(self) -> int:
-        return self._generation
+        with self.reading():
+            return self._generation if self._child is None else self._child.generation
+
+    def __del__(self) -> None:
+        if hasattr(self, "_pid") and not self._closed:  # only a store that was opened
+            warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=1)
+            self.close()
 
     # Opening
 
@@ -312,10 +326,9 @@ class MemmapWriter(_MemmapStore):
             _create(self.directory, dim, str(uuid.uuid4()), sync=self._sync)
         meta = read_meta(self.directory / META)
         _check_dim(self.url, meta, dim)
-        try:
-            journal: Journal | None = Journal(self.directory / JOURNAL)
-        except FileNotFoundError:
-            journal = None
+        path = self.directory / JOURNAL
+        with os_errors("opening", path):
+            journal = Journal(path) if path.exists() else None
         if journal is not None:
             try:
                 self._recover(journal, meta)
@@ -333,7 +346,7 @@ class MemmapWriter(_MemmapStore):
                     (self.directory / (name + redo.COMPACTED)).unlink(missing_ok=True)
                 if journal is not None:
                     self._write_heads()
-                with os_errors(f"creating {self.directory / JOURNAL}"):
+                with os_errors("creating", self.directory / JOURNAL):
                     (self.directory / JOURNAL).unlink(missing_ok=True)
                     self._journal = Journal(self.directory / JOURNAL, create=True, sync=self._sync)
                 self._begin_journal()
@@ -344,7 +357,7 @@ class MemmapWriter(_MemmapStore):
     def _recover(self, journal: Journal, meta: Meta) -> None:
         """Apply what a killed writer had committed, and cut off what it had not."""
         nodes_path = self.directory / NODES
-        with os_errors(f"opening {nodes_path}"):
+        with os_errors("opening", nodes_path):
             guard = os.open(nodes_path, os.O_RDWR | os.O_CLOEXEC)
         try:
             with commit_lock(guard, exclusive=True):
@@ -370,11 +383,14 @@ class MemmapWriter(_MemmapStore):
                     redo.replay(payload, self.directory, node_dtype(meta.vector_dim).itemsize)
                 files = _open_files(self.directory, meta, writable=True)
                 try:
-                    at_rest, generation, identity = _state_at_rest_or(body, meta, files, last)
+                    if last is None:
+                        at_rest, generation, identity = _state_at_rest(self.directory, meta, files)
+                    else:
+                        (generation, at_rest), identity = last, body["uuid"] if body else ""
                     for file, count in ((files.nodes, at_rest.nodes), (files.edges, at_rest.edges)):
                         if count > file.capacity:
                             raise CorruptionError(
-                                f"{file.path}: room for {file.capacity} records, expected the {count} that {JOURNAL} says"
+                                f"{file.path}: room for {file.capacity} records, {JOURNAL} says there are {count}"
                             )
                         file.count = count
                         file.clear_tail()
@@ -485,7 +501,8 @@ class MemmapWriter(_MemmapStore):
             return
         files = self._files
         try:
-            files.index().save(files.id_sidecar, files.nodes) if files.ids is not None else None
+            if files.ids is not None:
+                files.ids.save(files.id_sidecar, files.nodes)
             with commit_lock(files.nodes.fd, exclusive=True):
                 if self._sync:
                     files.sync()
@@ -495,9 +512,9 @@ class MemmapWriter(_MemmapStore):
                 _write_store_json(self.directory, self._uuid, self._generation, self._state, sync=self._sync)
                 for file, capacity in zip((files.nodes, files.edges), shrunk, strict=True):
                     if capacity != file.capacity:
-                        with os_errors(f"truncating {file.path}"):
+                        with os_errors("truncating", file.path):
                             os.ftruncate(file.fd, capacity * file.dtype.itemsize)
-                with os_errors(f"removing {self.directory / JOURNAL}"):
+                with os_errors("removing", self.directory / JOURNAL):
                     (self.directory / JOURNAL).unlink(missing_ok=True)
                     if self._sync:
                         sync_directory(self.directory)
@@ -522,7 +539,9 @@ class MemmapWriter(_MemmapStore):
             self._generation += 1
             parts = redo.swaps()
             self._journal.append(self._generation, [redo.encode_state(state, len(parts)), *parts])
-            redo.replay(redo.encode_state(state, len(parts)) + b"".join(parts), self.directory, files.nodes.dtype.itemsize)
+            redo.replay(
+                redo.encode_state(state, len(parts)) + b"".join(parts), self.directory, files.nodes.dtype.itemsize
+            )
             files.id_sidecar.unlink(missing_ok=True)
             nodes_room = (self.directory / NODES).stat().st_size // files.nodes.dtype.itemsize
             edges_room = (self.directory / EDGES).stat().st_size // EDGE_DTYPE.itemsize
@@ -542,9 +561,9 @@ class MemmapWriter(_MemmapStore):
 
     def _forked(self) -> None:
         """In a child of the process that opened it: a handle that reads."""
-        import threading
-
         self._lock, self._writer = threading.RLock(), threading.Lock()
+        if self._open_transaction is not None:
+            self._open_transaction.abandon()
         self._writer_thread = self._open_transaction = None
         self._read_only = True
         self._writer_lock.forget()
@@ -584,67 +603,103 @@ class MemmapReader(_MemmapStore):
         super().__init__(url, directory, durability, read_only=True)
         self._journal: Journal | None = None
         self._loaded = False
-        self._load(dim)
+        self._open(dim)
 
     @property
     def generation(self) -> int:
         with self.reading():
             return self._generation
 
-    def _load(self, dim: int | None = None) -> None:
+    @contextmanager
+    def reading(self) -> Iterator[Tables]:
+        with self._lock:
+            while True:
+                self._check_usable()
+                with commit_lock(self._files.nodes.fd, exclusive=False):
+                    if self._up_to_date():
+                        yield self._committed()
+                        return
+                self._open()
+
+    def _up_to_date(self) -> bool:
+        """Whether the open files are the store's, and the state the newest; moves on where that is all it takes.
+
+        Called with commits kept out.
+        """
+        inode, _ = stamp = _stamp(self.directory / JOURNAL)
+        if self._journal is None:
+            return inode == 0 and _stamp(self.directory / META) == self._meta_seen
+        if stamp[0] != self._journal.inode or self._journal.pending:
+            return False
+        return self._journal.generation == self._generation or self._follow(self._journal)
+
+    def _follow(self, journal: Journal) -> bool:
+        """Take the state from the journal's newest entry; the files hold it already."""
+        newest = journal.newest(redo.STATE_HEAD)
+        if newest is not None and len(newest[1]) < redo.state_bytes(newest[1]):
+            newest = journal.newest(redo.state_bytes(newest[1]))
+        if newest is None:
+            return False
+        self._generation, self._state = newest[0], redo.decode_state(newest[1])
+        files = self._files
+        for file, count in ((files.nodes, self._state.nodes), (files.edges, self._state.edges)):
+            file.count = count
+            if count > file.capacity and not file.remap(count):
+                return False
+        return True
+
+    def _open(self, dim: int | None = None) -> None:
         """Open the files as they are now."""
-        deadline = time.monotonic() + 10
-        while not self._try_load(dim):
+        deadline = time.monotonic() + _PATIENCE
+        while not self._try_open(dim):
             if time.monotonic() > deadline:
-                raise LockedError(f"{self.url}: a writer keeps it from being read; try again")
+                raise LockedError(f"{self.url}: a writer kept it from being read for {_PATIENCE} seconds; try again")
             time.sleep(0.01)
 
-    def _try_load(self, dim: int | None) -> bool:
+    def _try_open(self, dim: int | None) -> bool:
+        """False when something moved meanwhile."""
         self._release()
-        if not (self.directory / META).is_file() and not _has_store(self.directory):
+        if not _has_store(self.directory):
             raise NotFoundError(f"{self.url}: there is no store; open it with mode='a' to create one")
         try:
-            self._journal = Journal(self.directory / JOURNAL, writable=False)
-        except FileNotFoundError:
-            self._journal = None
-        if self._journal is not None and self._journal.pending and not self._writer_alive():
+            with os_errors("opening", self.directory / JOURNAL):
+                self._journal = Journal(self.directory / JOURNAL, writable=False)
+        except StorageError as error:
+            if not isinstance(error.__cause__, FileNotFoundError):
+                raise
+        if self._journal is not None and self._journal.pending and self._recover_if_abandoned():
             return False
         self._meta_seen = _stamp(self.directory / META)
         meta = read_meta(self.directory / META)
         _check_dim(self.url, meta, dim)
-        self._files = files = _open_files(self.directory, meta, writable=False)
+        self._files = _open_files(self.directory, meta, writable=False)
         self._loaded = True
-        with commit_lock(files.nodes.fd, exclusive=False):
+        with commit_lock(self._files.nodes.fd, exclusive=False):
             if not self._same_files():
                 return False
             if self._journal is None:
-                self._state, self._generation, self._uuid = _state_at_rest(self.directory, meta, files)
+                self._state, self._generation, self._uuid = _state_at_rest(self.directory, meta, self._files)
             else:
-                newest = self._journal.newest()
-                if newest is None or self._journal.pending:
+                if self._journal.pending or not self._follow(self._journal):
                     return False
-                self._generation, self._state = newest[0], redo.decode_state(newest[1])
                 body = _read_store_json(self.directory)
                 self._uuid = body["uuid"] if body else ""
-            if self._state.nodes > files.nodes.capacity or self._state.edges > files.edges.capacity:
-                return False
-            files.nodes.count, files.edges.count = self._state.nodes, self._state.edges
-            check_sample(files, self._state)
+            check_sample(self._files, self._state)
         self._uuid = self._uuid or _identity_of_path(self.directory)
         return True
 
-    def _writer_alive(self) -> bool:
-        """Whether someone has the store open for writing; if nobody, do what a writer would do first: recover."""
+    def _recover_if_abandoned(self) -> bool:
+        """Do what the next writer would do first, when nobody holds the store; False when somebody does."""
         try:
             MemmapWriter(self.url, self.directory, None, Durability.PROCESS_CRASH).close()
         except LockedError:
-            return True
+            return False
         except StorageError as error:
             raise ReadOnlyError(
                 f"{self.url}: its last writer was killed and the journal has to be applied, which needs write access; "
                 f"open it once with mode='a'"
             ) from error
-        return False
+        return True
 
     def _same_files(self) -> bool:
         """Whether the open files are still those that the directory names."""
@@ -653,23 +708,6 @@ class MemmapReader(_MemmapStore):
                 return False
         journal = _stamp(self.directory / JOURNAL)[0]
         return journal == (self._journal.inode if self._journal is not None else 0)
-
-    def _moved(self) -> bool:
-        journal = _stamp(self.directory / JOURNAL)[0]
-        if self._journal is None:
-            return journal != 0 or _stamp(self.directory / META) != self._meta_seen
-        return journal != self._journal.inode or self._journal.generation != self._generation or self._journal.pending
-
-    @contextmanager
-    def reading(self) -> Iterator[Tables]:
-        with self._lock:
-            while True:
-                self._check_usable()
-                with commit_lock(self._files.nodes.fd, exclusive=False):
-                    if not self._moved():
-                        yield self._committed()
-                        return
-                self._load()
 
     def _refresh(self) -> bool:
         before = self._generation
@@ -703,15 +741,6 @@ class MemmapReader(_MemmapStore):
         self._release()
 
 
-def _state_at_rest_or(
-    body: dict[str, Any] | None, meta: Meta, files: Files, last: tuple[int, State] | None
-) -> tuple[State, int, str]:
-    """The state that the journal ends with, or the one at rest when the journal says nothing."""
-    if last is None:
-        return _state_at_rest(files.directory, meta, files)
-    return last[1], last[0], body["uuid"] if body else ""
-
-
 def _check_dim(url: str, meta: Meta, dim: int | None) -> None:
     if dim not in (None, meta.vector_dim):
         raise SchemaMismatchError(f"{url}: the store holds vectors of {meta.vector_dim} numbers, not {dim}")
@@ -724,5 +753,3 @@ def _stamp(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         return 0, 0
     return status.st_ino, status.st_mtime_ns
-
-

@@ -51,7 +51,7 @@ class RecordFile:
         self.dtype = dtype
         self.count = count
         self._writable = writable
-        with os_errors(f"opening {path}"):
+        with os_errors("opening", path):
             self.fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             self._map()
@@ -60,7 +60,7 @@ class RecordFile:
             raise
 
     def _map(self) -> None:
-        with os_errors(f"mapping {self.path}"):
+        with os_errors("mapping", self.path):
             self.capacity = os.fstat(self.fd).st_size // self.dtype.itemsize
             access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
             mapping = mmap.mmap(self.fd, self.capacity * self.dtype.itemsize, access=access)
@@ -103,24 +103,29 @@ class RecordFile:
         end = first + len(records)
         if end > self.capacity:
             self.resize(max(end, self.capacity + self.capacity // 2))
-        with os_errors(f"writing {self.path}"):
+        with os_errors("writing", self.path):
             write_all(self.fd, [records.view(np.uint8)], first * self.dtype.itemsize)
 
     def resize(self, capacity: int) -> None:
         """Make room for so many records; new room is a hole in the file."""
-        with os_errors(f"growing {self.path}"):
+        with os_errors("growing", self.path):
             os.ftruncate(self.fd, capacity * self.dtype.itemsize)
         self._map()
 
+    def remap(self, count: int) -> bool:
+        """See what another handle has added; False when there are not `count` records."""
+        self._map()
+        return count <= self.capacity
+
     def clear_tail(self) -> None:
         """Make everything past the committed records zero bytes again."""
-        with os_errors(f"truncating {self.path}"):
+        with os_errors("truncating", self.path):
             os.ftruncate(self.fd, self.count * self.dtype.itemsize)
             os.ftruncate(self.fd, self.capacity * self.dtype.itemsize)
 
     def sync(self) -> None:
         """Bring the file to the disk."""
-        with os_errors(f"syncing {self.path}"):
+        with os_errors("syncing", self.path):
             os.fdatasync(self.fd)
 
     def close(self) -> None:
@@ -210,9 +215,9 @@ class PendingRecords:
         for field in held:
             self._columns[field][rows] = columns[field]
         if len(held) < len(columns):
-            slots = self._copy(rows)
+            places = self._copy(rows)
             for field, values in columns.items():
-                self._copies[field][slots] = values
+                self._copies[field][places] = values
         elif self._slot_of is not None:
             slots = self._slot_of[rows]
             hit = np.flatnonzero(slots)
@@ -240,7 +245,7 @@ class PendingRecords:
         if self._slot_of is None:
             # One more than rows, for `gather` to look up appended rows in: it stays 0.
             self._slot_of = np.zeros(self.base_count + 1, np.uint32)
-        slots = self._slot_of[rows]
+        slots: npt.NDArray[np.uint32] = self._slot_of[rows]
         missing = np.unique(rows[slots == 0])
         if len(missing):
             copies = self.file.records(missing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,11 @@ class State:
     events: int
     attrs: dict[str, JSON]
 
+    def grown(self, nodes: int = 0, edges: int = 0, removed: int = 0, events: int = 0) -> State:
+        """With so many more."""
+        counts = (self.nodes + nodes, self.edges + edges, self.removed + removed, self.events + events)
+        return State(*counts, self.attrs)
+
 
 class EventFile:
     """`evolution.aesglog`: records appended one after another; those past the committed count are nobody's."""
@@ -54,7 +59,7 @@ class EventFile:
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
         flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-        with os_errors(f"opening {path}"):
+        with os_errors("opening", path):
             # 0.3.0 makes the file with its first event; a reader of a store without one reads nothing.
             self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666) if writable or path.exists() else -1
 
@@ -65,7 +70,7 @@ class EventFile:
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Events start:stop."""
         size = (stop - start) * EVENT_DTYPE.itemsize
-        with os_errors(f"reading {self.path}"):
+        with os_errors("reading", self.path):
             raw = read_exactly(self.fd, size, start * EVENT_DTYPE.itemsize) if size else b""
         if len(raw) != size:
             raise CorruptionError(f"{self.path}: expected {stop} events of 32 bytes; the file is shorter")
@@ -73,17 +78,17 @@ class EventFile:
 
     def write(self, first: int, events: npt.NDArray[Any]) -> None:
         """Write events from number `first` on."""
-        with os_errors(f"writing {self.path}"):
+        with os_errors("writing", self.path):
             write_all(self.fd, [events.view(np.uint8)], first * EVENT_DTYPE.itemsize)
 
     def truncate(self, count: int) -> None:
         """Cut off everything past `count` events."""
-        with os_errors(f"truncating {self.path}"):
+        with os_errors("truncating", self.path):
             os.ftruncate(self.fd, count * EVENT_DTYPE.itemsize)
 
     def sync(self) -> None:
         """Bring the file to the disk."""
-        with os_errors(f"syncing {self.path}"):
+        with os_errors("syncing", self.path):
             os.fdatasync(self.fd)
 
     def close(self) -> None:
@@ -98,6 +103,7 @@ class Files:
 
     Attributes:
         ids: The id index; None until somebody asks for it.
+        newborn: One node record with every starting value, [1].
     """
 
     directory: Path
@@ -106,6 +112,13 @@ class Files:
     edges: RecordFile
     events: EventFile
     ids: IdIndex | None = None
+    newborn: npt.NDArray[Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.newborn = np.zeros(1, self.nodes.dtype)
+        for name, value in records.NODE_DEFAULTS.items():
+            self.newborn[name] = value
+        self.newborn["head_edge_idx"] = END
 
     @property
     def id_sidecar(self) -> Path:
@@ -178,10 +191,10 @@ class MemmapTables(WritableTables):
     # Reading
 
     def read_nodes(self, rows: Rows, fields: Sequence[str]) -> Columns:
-        return {field: self.nodes.gather(field, rows) for field in fields}
+        return {name: self.nodes.gather(name, rows) for name in fields}
 
     def node_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
-        return {field: self.nodes.chunk(field, start, stop) for field in fields}
+        return {name: self.nodes.chunk(name, start, stop) for name in fields}
 
     def rows_of(self, ids: Ids) -> Rows:
         return self.files.index().lookup(ids, self.nodes)
@@ -192,8 +205,8 @@ class MemmapTables(WritableTables):
             found = self.edges.records(refs)
         else:
             found = np.empty(len(refs), EDGE_DTYPE)
-            for field in ("source_id", "target_id", "weight", "confidence", "use_count"):
-                found[field] = self.edges.gather(field, refs)
+            for name in ("source_id", "target_id", "weight", "confidence", "use_count"):
+                found[name] = self.edges.gather(name, refs)
         owners = np.repeat(self.nodes.gather("id", rows), np.diff(indptr))
         strange = found["source_id"] != owners
         if strange.any():
@@ -242,17 +255,17 @@ class MemmapTables(WritableTables):
         return CorruptionError(f"{self.files.edges.path}: the edge list of row {row} leads to {found}")
 
     def read_edges(self, refs: Refs, fields: Sequence[str]) -> Columns:
-        return self._edge_columns(fields, lambda field: self.edges.gather(field, refs))
+        return self._edge_columns(fields, lambda name: self.edges.gather(name, refs))
 
     def edge_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
-        return self._edge_columns(fields, lambda field: self.edges.chunk(field, start, stop))
+        return self._edge_columns(fields, lambda name: self.edges.chunk(name, start, stop))
 
     def _edge_columns(self, fields: Sequence[str], get: Any) -> Columns:
         by_id = {"source_row": "source_id", "target_row": "target_id"}
-        return {field: self.rows_of(get(by_id[field])) if field in by_id else get(field) for field in fields}
+        return {name: self.rows_of(get(by_id[name])) if name in by_id else get(name) for name in fields}
 
     def removed(self, refs: Refs) -> npt.NDArray[np.bool_]:
-        return self.edges.gather("next_edge_idx", refs) == REMOVED
+        return np.asarray(self.edges.gather("next_edge_idx", refs) == REMOVED)
 
     def read_events(self, start: int, stop: int) -> npt.NDArray[Any]:
         return self.files.events.read(start, stop)
@@ -273,12 +286,11 @@ class MemmapTables(WritableTables):
 
     def append_nodes(self, columns: Columns) -> None:
         n = len(columns["id"])
-        new = np.empty(n, self.files.nodes.dtype)
-        for field in records.NODE_FIELDS:
-            new[field] = columns[field]
-        new["head_edge_idx"] = END
+        new = np.repeat(self.files.newborn, n)
+        for name, values in columns.items():
+            new[name] = values
         self.pending_nodes.append(new)
-        self.state = replace(self.state, nodes=self.state.nodes + n)
+        self.state = self.state.grown(nodes=n)
 
     def write_nodes(self, rows: Rows, columns: Columns) -> None:
         self.pending_nodes.write(rows, columns)
@@ -288,7 +300,7 @@ class MemmapTables(WritableTables):
 
     def append_edges(self, columns: Columns) -> None:
         for start in range(0, len(columns["source_row"]), _EDGES_AT_ONCE):
-            self._link({field: values[start : start + _EDGES_AT_ONCE] for field, values in columns.items()})
+            self._link({name: values[start : start + _EDGES_AT_ONCE] for name, values in columns.items()})
 
     def _link(self, columns: Columns) -> None:
         sources = columns["source_row"]
@@ -310,7 +322,7 @@ class MemmapTables(WritableTables):
         ends = np.append(begins[1:], True)
         self.pending_edges.append(new)
         self.pending_nodes.write(ordered[ends], {"head_edge_idx": first + order[ends]})
-        self.state = replace(self.state, edges=first + n)
+        self.state = self.state.grown(edges=n)
 
     def write_edges(self, refs: Refs, columns: Columns) -> None:
         self.pending_edges.write(refs, columns)
@@ -337,13 +349,11 @@ class MemmapTables(WritableTables):
         gone = np.zeros(len(refs), EDGE_DTYPE)
         gone["next_edge_idx"] = REMOVED
         self.pending_edges.write(refs, {f: gone[f] for f in ("weight", "confidence", "use_count", "next_edge_idx")})
-        self.state = replace(self.state, removed=self.state.removed + len(refs))
+        self.state = self.state.grown(removed=len(refs))
 
     def append_events(self, events: npt.NDArray[Any]) -> None:
         self.files.events.write(self.state.events, events)
-        self.state = replace(self.state, events=self.state.events + len(events))
+        self.state = self.state.grown(events=len(events))
 
     def set_attrs(self, attrs: dict[str, JSON]) -> None:
         self.state = replace(self.state, attrs=attrs)
-
-

@@ -34,7 +34,7 @@ def check_sample(files: Files, state: State) -> None:
         at = int(np.flatnonzero(wrong)[0])
         raise CorruptionError(
             f"{files.nodes.path}: record {int(rows[at])} has is_active {int(active[at])} and head_edge_idx "
-            f"{int(heads[at])}; expected 0 or 1, and -1 to {state.edges - 1}: these are not the records that were written"
+            f"{int(heads[at])}; expected 0 or 1, and -1 to {state.edges - 1}: these are not records of nodes"
         )
     refs = _spread(state.edges)
     pointers = files.edges.gather("next_edge_idx", refs)
@@ -43,7 +43,7 @@ def check_sample(files: Files, state: State) -> None:
         at = int(np.flatnonzero(wrong)[0])
         raise CorruptionError(
             f"{files.edges.path}: record {int(refs[at])} has next_edge_idx {int(pointers[at])}; "
-            f"expected -1 to {state.edges - 1}: these are not the records that were written"
+            f"expected -1 to {state.edges - 1}: these are not records of edges"
         )
 
 
@@ -102,9 +102,8 @@ def _check_nodes(tables: MemmapTables, report: _Report) -> npt.NDArray[np.uint64
         rows = np.arange(start, stop)
         ids[start:stop] = columns["id"]
         for field in ("vector", "relevance", "stability"):
-            finite = np.isfinite(columns[field])
-            finite = finite.all(axis=1) if finite.ndim > 1 else finite
-            report.add("non-finite", name, "row", rows[~finite], f"{field} holds NaN or infinity")
+            bad = ~np.isfinite(columns[field]).reshape(stop - start, -1).all(axis=1)
+            report.add("non-finite", name, "row", rows[bad], f"{field} holds NaN or infinity")
         report.add("bad-flag", name, "row", rows[columns["is_active"] > 1], "is_active is neither 0 nor 1")
         found = tables.rows_of(columns["id"])
         report.add("index", "ids.index", "row", rows[found < 0], "its id is not found; delete ids.index")
@@ -157,7 +156,9 @@ def _check_edges(
         live[start:stop] = tables.edges.chunk("next_edge_idx", start, stop) != REMOVED
     report.add("unreachable-edge", name, "edge", np.flatnonzero(live & (pointed == 0)), "it is in no list")
     report.add("edge-in-two-lists", name, "edge", np.flatnonzero(live & (pointed > 1)), "two pointers lead to it")
-    report.add("removed-in-list", name, "edge", np.flatnonzero(~live & (pointed > 0)), "removed, but a list leads to it")
+    report.add(
+        "removed-in-list", name, "edge", np.flatnonzero(~live & (pointed > 0)), "removed, but a list leads to it"
+    )
     if removed != tables.removed_edges:
         detail = f"{removed} removed edges in the file, {tables.removed_edges} counted"
         report.violations.append(Violation("removed-count", "store.json", detail))
@@ -167,4 +168,4 @@ def _contains(ordered: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -
     if not len(ordered):
         return np.zeros(len(wanted), np.bool_)
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return ordered[at] == wanted
+    return np.asarray(ordered[at] == wanted)
