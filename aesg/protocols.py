@@ -4,9 +4,9 @@ Everything above the backends (engine, memory, tools) sees a store through these
 backend is held to the same promises.
 
 * **Batch first, columns, synchronous.** Calls take and give NumPy arrays. Arrays given back are the caller's own.
-* **A graph seen three ways.** `GraphStore`, `Transaction` and `Snapshot` are all a `Graph`: nodes, edges, events, attrs.
+* **A graph seen three ways.** `GraphStore`, `Transaction` and `Snapshot` are each a `Graph`.
   - Through the *store*, reads see the last commit, and each write is a transaction of its own.
-  - Through a *transaction*, reads see its own writes on top of the last commit; nobody else sees them before `commit()`.
+  - Through a *transaction*, reads see its own writes on top of the last commit; nobody else does before `commit()`.
   - Through a *snapshot*, reads see the commit that was newest when it was taken, for as long as it is open.
 * **A transaction spans nodes, edges, events and attrs.** After a crash the store is the last committed state, never a
   mixture. One transaction at a time: `transaction()` waits for the one that another thread has open.
@@ -351,8 +351,8 @@ class Snapshot(Graph, Protocol):
 class GraphStore(Graph, Protocol):
     """An opened store. Reads see the last commit; each write is a transaction of its own.
 
-    Handles may be shared between threads. After a fork, a child's handle reads only. Pickling keeps the URL; the copy is
-    opened for reading.
+    Handles may be shared between threads. After a fork, a child's handle reads only. Pickling keeps the URL; the copy
+    is opened for reading.
     """
 
     @property

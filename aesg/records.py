@@ -159,7 +159,8 @@ def events(
     Returns:
         Structured array of `EVENT_DTYPE`, [n].
     """
-    out = np.zeros(max(map(np.size, (id1, id2, val))), EVENT_DTYPE)
+    sizes = [np.size(given) for given in (id1, id2, val)]
+    out = np.zeros(max(sizes) if all(sizes) else 0, EVENT_DTYPE)
     out["timestamp"] = now() if timestamp is None else timestamp
     out["type"] = type
     out["id1"] = id1

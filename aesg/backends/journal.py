@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from aesg.backends.files import boot_id, os_errors, read_exactly, write_all
+from aesg.backends.files import boot_id, os_errors, read_exactly, replace_file, write_all
 from aesg.errors import CorruptionError, FormatVersionError
 
 _MAGIC: Final = b"AESGJRN1"
@@ -54,11 +54,11 @@ class Journal:
     def __init__(self, path: Path, *, create: bool = False, writable: bool = True, sync: bool = False) -> None:
         self.path = path
         self._sync = sync
-        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if create else 0)
-        self._fd = os.open(path, flags, 0o666)
+        if create:
+            # Under another name until the header is whole; and a new file, since a reader may have the old one mapped.
+            replace_file(path, _MAGIC + bytes(8) + boot_id() + bytes(_HEADER_SIZE - 32), sync=sync)
+        self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
-            if create:
-                write_all(self._fd, [_MAGIC, bytes(8), boot_id(), bytes(_HEADER_SIZE - 32)], 0)
             head = read_exactly(self._fd, _HEADER_SIZE, 0)
             if len(head) < _HEADER_SIZE or head[:7] != _MAGIC[:7]:
                 raise CorruptionError(f"{path}: not a journal: expected {_HEADER_SIZE} bytes beginning with {_MAGIC!r}")

@@ -148,7 +148,11 @@ class _MemoryTables(WritableTables):
         self.write_edges(refs, {"removed": np.ones(len(refs), np.bool_)})
 
     def append_events(self, events: npt.NDArray[Any]) -> None:
-        self.state = replace(self.state, events=np.concatenate([self.state.events, events]))
+        # Not np.concatenate: it drops the padding of records, or leaves garbage in it.
+        old = self.state.events
+        log = np.zeros(len(old) + len(events), records.EVENT_DTYPE)
+        log[: len(old)], log[len(old) :] = old, events
+        self.state = replace(self.state, events=log)
 
     def set_attrs(self, attrs: dict[str, JSON]) -> None:
         self.state = replace(self.state, attrs=attrs)

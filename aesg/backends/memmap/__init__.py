@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from aesg.backends.memmap.store import MemmapReader, MemmapWriter, recognises
+from aesg.backends.memmap.directory import recognises
+from aesg.backends.memmap.reader import MemmapReader
+from aesg.backends.memmap.writer import MemmapWriter
 from aesg.backends.registry import Backend, Mode, Option, choice
 from aesg.backends.url import StoreURL
 from aesg.protocols import Durability, GraphStore

@@ -112,9 +112,10 @@ class RecordFile:
             os.ftruncate(self.fd, capacity * self.dtype.itemsize)
         self._map()
 
-    def remap(self, count: int) -> bool:
-        """See what another handle has added; False when there are not `count` records."""
-        self._map()
+    def reach(self, count: int) -> bool:
+        """Map what another handle has added, if that is needed; False when there are not `count` records."""
+        if count > self.capacity:
+            self._map()
         return count <= self.capacity
 
     def clear_tail(self) -> None:
@@ -283,8 +284,3 @@ class PendingRecords:
             rows, records = self.copied_records()
             self.file.whole[rows] = records.view(self.file.whole.dtype)
         self.file.count = self.count
-
-    def discard(self) -> None:
-        """Forget the changes."""
-        if self.count > self.base_count:
-            self.file.clear_tail()

@@ -58,10 +58,15 @@ class EventFile:
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
-        flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
-        with os_errors("opening", path):
-            # 0.3.0 makes the file with its first event; a reader of a store without one reads nothing.
-            self.fd = os.open(path, flags | os.O_CLOEXEC, 0o666) if writable or path.exists() else -1
+        self._flags = (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self.fd = -1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Open the file if it was not there before: 0.3.0 makes it with its first event."""
+        if self.fd < 0 and (self._flags & os.O_CREAT or self.path.exists()):
+            with os_errors("opening", self.path):
+                self.fd = os.open(self.path, self._flags, 0o666)
 
     def size(self) -> int:
         """Whole records in the file."""

@@ -1,0 +1,81 @@
+"""What writing and reading handles of the memmap store share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aesg.backends.base import Store, Tables
+from aesg.backends.memmap.directory import Opened
+from aesg.backends.memmap.tables import MemmapTables
+from aesg.backends.memmap.verify import find_violations
+from aesg.protocols import (
+    Atomicity,
+    Capabilities,
+    Durability,
+    Readers,
+    ReaderView,
+    SpaceReclaim,
+    Violation,
+    Writers,
+)
+
+
+class MemmapStore(Store):
+    """A handle on a directory.
+
+    Attributes:
+        directory: Where the store lies.
+    """
+
+    _opened: Opened
+
+    def __init__(self, url: str, directory: Path, durability: Durability, *, read_only: bool) -> None:
+        super().__init__(url, read_only=read_only)
+        self.directory = directory
+        self._durability = durability
+
+    @property
+    def uuid(self) -> str:
+        return self._opened.uuid
+
+    @property
+    def generation(self) -> int:
+        with self.reading():
+            return self._opened.generation
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            durability=self._durability,
+            atomicity=Atomicity.GRAPH,
+            readers=Readers.OTHER_PROCESSES,
+            reader_view=ReaderView.LATEST,
+            writers=Writers.ONE_PROCESS,
+            snapshots=False,
+            space_reclaim=SpaceReclaim.ON_COMPACT,
+            remote=False,
+        )
+
+    def _committed(self) -> Tables:
+        return MemmapTables.committed(self._opened.files, self._opened.state)
+
+    def verify(self) -> list[Violation]:
+        with self.reading() as tables:
+            assert isinstance(tables, MemmapTables)
+            return find_violations(tables)
+
+    def stats(self) -> dict[str, Any]:
+        active = sum(int(np.count_nonzero(chunk["is_active"])) for chunk in self.nodes.scan(["is_active"]))
+        with self.reading() as tables:
+            used = [entry.stat().st_blocks * 512 for entry in self.directory.iterdir() if entry.is_file()]
+            return {
+                "nodes": tables.node_count,
+                "active_nodes": active,
+                "edges": tables.edge_slots - tables.removed_edges,
+                "removed_edges": tables.removed_edges,
+                "events": tables.event_count,
+                "bytes_on_disk": sum(used),
+            }
