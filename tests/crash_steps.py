@@ -64,7 +64,7 @@ def doubted(columns):
 
 
 def digest(graph):
-    """A hash of all that a graph holds, the order of everything included; refs are those of a compacted store or not."""
+    """A hash of all that a graph holds, refs and the order of everything included."""
     out = hashlib.sha256()
     for columns in graph.nodes.scan(chunk_rows=512):
         for name in sorted(columns):

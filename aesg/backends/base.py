@@ -21,6 +21,7 @@ import numpy.typing as npt
 from aesg import records
 from aesg.errors import (
     ClosedError,
+    ConflictError,
     DuplicateIdError,
     InvalidInputError,
     InvalidVectorError,
@@ -144,9 +145,17 @@ class View(Protocol):
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
+def _array(given: npt.ArrayLike, what: str, url: str) -> npt.NDArray[Any]:
+    """`given` as an array of whatever dtype and shape it has."""
+    try:
+        return np.asarray(given)
+    except Exception as error:  # lists of unequal lengths, and whatever an object's __array__ raises
+        raise InvalidInputError(f"{url}: {what} cannot be made an array: {error}") from error
+
+
 def _positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDArray[np.int64]:
     """`given` as int64 [n] within [0, count)."""
-    array = np.asarray(given)
+    array = _array(given, f"{what}s", url)
     if array.dtype.kind not in "iu":
         if array.size:
             raise InvalidInputError(f"{url}: {what}s must be integers, not {array.dtype}")
@@ -173,7 +182,7 @@ def _finite(array: npt.NDArray[Any]) -> bool:
 
 def _column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: str) -> npt.NDArray[Any]:
     """`given` as a finite [n] array of the field's dtype; a scalar is broadcast."""
-    array = np.asarray(given)
+    array = _array(given, name, url)
     if array.dtype.kind == "b":
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf" or (dtype.kind == "u" and array.dtype.kind == "f"):
@@ -194,7 +203,7 @@ def _column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: 
 
 def _vectors(given: npt.ArrayLike, n: int | None, dim: int, url: str) -> records.Vectors:
     """`given` as finite float32 [n, dim]."""
-    array = np.asarray(given)
+    array = _array(given, "vectors", url)
     if array.dtype.kind not in "fiu":
         raise InvalidVectorError(f"{url}: vectors must be floating point, not {array.dtype}")
     if array.ndim != 2 or array.shape[1] != dim or (n is not None and len(array) != n):
@@ -218,7 +227,7 @@ def _node_columns(given: Mapping[str, npt.ArrayLike], n: int, dim: int, url: str
     columns: Columns = {}
     for name, values in given.items():
         if name == "vector":
-            wanted = np.asarray(values)
+            wanted = _array(values, name, url)
             columns[name] = _vectors(
                 np.broadcast_to(wanted, (n, dim)) if wanted.shape == (dim,) else wanted, n, dim, url
             )
@@ -249,6 +258,8 @@ def _fields(fields: Sequence[str] | None, known: Mapping[str, Any], what: str, u
 
 def _complete(batch: NodeBatch, tables: Tables, url: str) -> Columns:
     """The columns of a batch, checked against each other and the store."""
+    if not isinstance(batch, NodeBatch):
+        raise InvalidInputError(f"{url}: nodes are appended as a records.NodeBatch, not {type(batch).__name__}")
     vectors = _vectors(batch.vector, None, tables.vector_dim, url)
     n = len(vectors)
     columns: Columns = {}
@@ -268,7 +279,7 @@ def _complete(batch: NodeBatch, tables: Tables, url: str) -> Columns:
     if batch.id is None:
         columns["id"] = records.new_ids(n)
     else:
-        given = np.asarray(batch.id)
+        given = _array(batch.id, "ids", url)
         if given.ndim != 1 or len(given) != n:
             raise InvalidInputError(f"{url}: ids must be of shape ({n},), not {given.shape}")
         columns["id"] = np.ascontiguousarray(_column("id", given, n, records.NODE_FIELDS["id"], url))
@@ -290,18 +301,24 @@ def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, count)
 
 
+def _check_scanned(stop: int, count: int, url: str) -> None:
+    if stop > count:
+        raise ConflictError(f"{url}: the store was compacted during the scan; begin it anew")
+
+
 def _apply(fn: ColumnFn, columns: Columns, writes: Sequence[str], url: str) -> Columns:
     out = fn(columns)
-    if set(out) != set(writes):
-        raise InvalidInputError(f"{url}: transform: fn returned {sorted(out)}, not {sorted(writes)} as announced")
+    if not isinstance(out, Mapping) or set(out) != set(writes):
+        returned = sorted(map(str, out)) if isinstance(out, Mapping) else type(out).__name__
+        raise InvalidInputError(f"{url}: transform: fn returned {returned}, not {sorted(writes)} as announced")
     return out
 
 
 def _chunk_size(given: int | None, item_bytes: int, url: str) -> int:
     if given is None:
         return max(256, CHUNK_BYTES // item_bytes)
-    if given < 1:
-        raise InvalidInputError(f"{url}: a chunk has at least 1 row, not {given}")
+    if not hasattr(given, "__index__") or given < 1:
+        raise InvalidInputError(f"{url}: a chunk has a whole number of rows and at least 1, not {given!r}")
     return given
 
 
@@ -345,19 +362,23 @@ class Nodes:
             size = _chunk_size(chunk_rows, tables.node_bytes(), self._view.url)
         for start, stop in _chunks(count, size):
             with self._view.reading() as tables:
+                _check_scanned(stop, tables.node_count, self._view.url)
                 columns = tables.node_chunk(start, stop, names)
             yield columns
 
     def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
         names = _fields(reads, records.NODE_FIELDS, "node", self._view.url)
+        writes = _fields(writes, dict.fromkeys(sorted(records.NODE_WRITABLE)), "writable node", self._view.url)
         with self._view.writing(in_steps=True) as tables:
             size = _chunk_size(None, tables.node_bytes(), self._view.url)
             for start, stop in _chunks(tables.node_count, size):
                 out = _apply(fn, tables.node_chunk(start, stop, names), writes, self._view.url)
-                tables.put_node_chunk(start, _node_columns(out, stop - start, tables.vector_dim, self._view.url))
+                columns = _node_columns(out, stop - start, tables.vector_dim, self._view.url)
+                if columns:
+                    tables.put_node_chunk(start, columns)
 
     def rows_of(self, ids: npt.ArrayLike) -> Rows:
-        array = np.asarray(ids)
+        array = _array(ids, "ids", self._view.url)
         if array.ndim == 0:
             array = array.reshape(1)
         if array.ndim != 1:
@@ -434,6 +455,7 @@ class Edges:
         for start, stop in _chunks(count, size):
             refs = np.arange(start, stop, dtype=np.int64)
             with self._view.reading() as tables:
+                _check_scanned(stop, tables.edge_slots, self._view.url)
                 columns = tables.edge_chunk(start, stop, names)
                 gone = tables.removed(refs) if tables.removed_edges else None
             columns["ref"] = refs
@@ -444,10 +466,23 @@ class Edges:
 
     def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
         names = _fields(reads, records.EDGE_FIELDS, "edge", self._view.url)
+        writes = _fields(writes, dict.fromkeys(sorted(records.EDGE_WRITABLE)), "writable edge", self._view.url)
         with self._view.writing(in_steps=True) as tables:
             for start, stop in _chunks(tables.edge_slots, _chunk_size(None, 36, self._view.url)):
-                out = _apply(fn, tables.edge_chunk(start, stop, names), writes, self._view.url)
-                tables.put_edge_chunk(start, _edge_columns(out, stop - start, self._view.url))
+                given = tables.edge_chunk(start, stop, names)
+                live = None
+                if tables.removed_edges:  # `fn` never sees those: whatever they hold, it need not make sense of it
+                    live = np.flatnonzero(~tables.removed(np.arange(start, stop, dtype=np.int64)))
+                    given = {name: values[live] for name, values in given.items()}
+                count = stop - start if live is None else len(live)
+                out = _edge_columns(_apply(fn, given, writes, self._view.url), count, self._view.url)
+                if live is not None:
+                    spread = tables.edge_chunk(start, stop, tuple(out))
+                    for name, values in out.items():
+                        spread[name][live] = values
+                    out = spread
+                if out:
+                    tables.put_edge_chunk(start, out)
 
     def _present(self, refs: npt.ArrayLike, tables: Tables) -> Refs:
         where = _positions(refs, "edge", tables.edge_slots, self._view.url)
@@ -469,8 +504,9 @@ class Events:
             return tables.event_count
 
     def append(self, events: npt.NDArray[Any]) -> None:
-        array = np.atleast_1d(np.asarray(events))
-        if array.ndim != 1 or array.dtype.names != records.EVENT_DTYPE.names:
+        array = np.atleast_1d(_array(events, "events", self._view.url))
+        kind, names = records.EVENT_DTYPE, records.EVENT_DTYPE.names or ()
+        if array.ndim != 1 or array.dtype.names != names or any(array.dtype[name] != kind[name] for name in names):
             raise InvalidInputError(f"{self._view.url}: events must be a one-dimensional array of records.EVENT_DTYPE")
         if not _finite(array["val"]):
             raise InvalidInputError(f"{self._view.url}: an event's val must be finite")
@@ -496,6 +532,8 @@ class Attrs(MutableMapping[str, JSON]):
 
     def __getitem__(self, name: str) -> JSON:
         with self._view.reading() as tables:
+            if name not in tables.attrs:
+                raise NotFoundError(f"{self._view.url}: no attribute {name!r}; there are: {', '.join(tables.attrs)}")
             return copy.deepcopy(tables.attrs[name])
 
     def __setitem__(self, name: str, value: JSON) -> None:
@@ -503,7 +541,7 @@ class Attrs(MutableMapping[str, JSON]):
             raise InvalidInputError(f"{self._view.url}: an attribute's name is a string, not {name!r}")
         try:
             clean = json.loads(json.dumps(value, allow_nan=False))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise InvalidInputError(f"{self._view.url}: attribute {name!r} is not JSON: {error}") from error
         with self._view.writing() as tables:
             tables.set_attrs({**tables.attrs, name: clean})

@@ -88,9 +88,12 @@ class Journal:
 
     @property
     def pending(self) -> bool:
-        """Whether an entry may not have been applied: its writer died, or the page cache with the machine."""
+        """Whether an entry may not have been applied: its writer died, or the page cache with the machine.
+
+        So it is before the first entry too: the writer died, or is about to write it.
+        """
         restarted = any(self._boot) and self._boot != boot_id()
-        return restarted or bool(self._words[_APPLIED] != self._words[_GENERATION])
+        return restarted or not self._words[_OFFSET] or bool(self._words[_APPLIED] != self._words[_GENERATION])
 
     def append(self, generation: int, parts: Sequence[Any]) -> None:
         """Add an entry; when this returns, the commit has happened.
@@ -115,8 +118,9 @@ class Journal:
             if self._sync:
                 os.fdatasync(self._fd)
         self._end = end
-        self._words[_OFFSET] = at
+        # In this order: between the two the entry is pending, and no reader takes its state before it is applied.
         self._words[_GENERATION] = generation
+        self._words[_OFFSET] = at
 
     def mark_applied(self, generation: int) -> None:
         """Say that the files hold everything up to this generation."""

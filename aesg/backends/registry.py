@@ -153,9 +153,10 @@ def open(
         raise InvalidInputError(f"vector_dim must be an integer, not {vector_dim!r}")
     if vector_dim is not None and not 0 < vector_dim <= 1 << 20:
         raise InvalidInputError(f"vector_dim must be between 1 and {1 << 20}, not {vector_dim}")
+    dim = None if vector_dim is None else int(vector_dim)  # a NumPy integer would end up in files
     parsed = resolve(url)
     found = backend(parsed.scheme)
-    store = found.open(parsed, mode, vector_dim, _options(found, parsed, options))
+    store = found.open(parsed, mode, dim, _options(found, parsed, options))
     try:
         lacking = store.capabilities.missing(require or {})
     except ValueError as error:

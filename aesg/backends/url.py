@@ -62,7 +62,7 @@ class StoreURL:
         return cls(scheme, unquote(authority), unquote(rest), dict(pairs))
 
     def local_path(self) -> Path:
-        """The absolute path of a local store.
+        """The path of a local store, absolute and without symbolic links: two spellings of one place are one store.
 
         Raises:
             InvalidInputError: The URL names a host, or no path.
@@ -73,7 +73,7 @@ class StoreURL:
             )
         if not self.path:
             raise InvalidInputError(f"{self}: the path is missing, e.g. {self.scheme}:///path/to/store")
-        return Path(self.path).expanduser().absolute()
+        return Path(self.path).expanduser().resolve()
 
     def __str__(self) -> str:
         """The URL in one canonical spelling."""

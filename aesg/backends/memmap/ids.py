@@ -56,12 +56,10 @@ class IdIndex:
     def catch_up(self, nodes: Records) -> None:
         """Take in the rows that were appended since."""
         count = nodes.count
-        if self.rows == count:
+        if self.rows >= count:
             return
         if count > _MAX_ROWS:
             raise CapacityError(f"the id index holds at most {_MAX_ROWS} rows")
-        if self.rows > count:  # a rollback: the surplus entries are dead, the rows will come again
-            self.rows = count
         new = count - self.rows
         if 2 * (self._used + new) > len(self._table):
             self._grow(nodes, count)
@@ -70,6 +68,10 @@ class IdIndex:
             stop = min(count, self.rows + _BLOCK)
             self._insert(nodes.chunk("id", self.rows, stop), np.arange(self.rows, stop))
             self.rows = stop
+
+    def roll_back(self, count: int) -> None:
+        """Rows from `count` on were not committed: others will come in their place, and have to be taken in."""
+        self.rows = min(self.rows, count)
 
     def _grow(self, nodes: Records, count: int) -> None:
         bits = max(_MIN_BITS, (3 * count).bit_length())

@@ -228,8 +228,10 @@ class PendingRecords:
     def put_chunk(self, start: int, columns: Columns) -> None:
         """Overwrite fields of the rows from `start` on; what did not change costs nothing."""
         for field, values in columns.items():
+            # Bit by bit: 0.0 and -0.0 are equal, and a NaN that another program left is not even equal to itself.
+            bits = f"u{self.file.dtype[field].base.itemsize}"
             now = self.chunk(field, start, start + len(values))
-            differs = now != values
+            differs = now.view(bits) != np.ascontiguousarray(values).view(bits)
             changed = np.flatnonzero(differs.any(axis=1) if differs.ndim > 1 else differs)
             if not len(changed):
                 continue

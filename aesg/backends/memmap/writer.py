@@ -107,9 +107,7 @@ class MemmapWriter(MemmapStore):
                     (self.directory / (name + redo.COMPACTED)).unlink(missing_ok=True)
                 if recovering:
                     write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
-                with os_errors("creating", path):
-                    self._journal = Journal(path, create=True, sync=self._sync)
-                self._begin_journal()
+                self._new_journal()
         except BaseException:
             files.close()
             raise
@@ -173,10 +171,18 @@ class MemmapWriter(MemmapStore):
             for table in (tables.pending_nodes, tables.pending_edges):
                 if table.count > table.base_count:
                     table.file.clear_tail()
-            if tables.state.events > self._opened.state.events:
+            if files.events.size() > self._opened.state.events:  # also what a full disk left of a failed append
                 files.events.truncate(self._opened.state.events)
+            if files.ids is not None:
+                files.ids.roll_back(files.nodes.count)
 
     # Checkpoints
+
+    def _new_journal(self) -> None:
+        path = self.directory / JOURNAL
+        with os_errors("creating", path):
+            self._journal = Journal(path, create=True, sync=self._sync)
+        self._begin_journal()
 
     def _begin_journal(self) -> None:
         """Start the journal with an entry that only says where we are."""
@@ -249,8 +255,12 @@ class MemmapWriter(MemmapStore):
             files.ids = IdIndex()
             self._opened = Opened(files, state, generation, self._opened.uuid)
             self._capacities = (files.nodes.capacity, files.edges.capacity)
-            self._journal.mark_applied(generation)
-            self._checkpoint()
+            if self._sync:
+                sync_directory(self.directory)
+            write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
+            # A new journal file tells readers that the data files are new ones too.
+            self._journal.close()
+            self._new_journal()
         old.close()
         return row_map
 
