@@ -1,0 +1,5 @@
+"""`python -m aesg` is `aesg`."""
+
+from aesg.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The command line. Imports torch, scikit-learn and rich only inside the commands that need them."""
