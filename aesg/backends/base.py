@@ -183,7 +183,7 @@ def _finite(array: npt.NDArray[Any]) -> bool:
 def _column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: str) -> npt.NDArray[Any]:
     """`given` as a finite [n] array of the field's dtype; a scalar is broadcast."""
     array = _array(given, name, url)
-    if array.dtype.kind == "b":
+    if array.dtype.kind == "b" or not array.size:  # of an empty list NumPy makes floats
         array = array.astype(np.uint8)
     if array.dtype.kind not in "iuf" or (dtype.kind == "u" and array.dtype.kind == "f"):
         raise InvalidInputError(f"{url}: {name} must be {dtype}, not {array.dtype}")

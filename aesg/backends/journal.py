@@ -87,13 +87,17 @@ class Journal:
         return int(self._words[_GENERATION])
 
     @property
+    def restarted(self) -> bool:
+        """Whether the machine was restarted since: what was not synced may be lost, in any order."""
+        return any(self._boot) and self._boot != boot_id()
+
+    @property
     def pending(self) -> bool:
         """Whether an entry may not have been applied: its writer died, or the page cache with the machine.
 
         So it is before the first entry too: the writer died, or is about to write it.
         """
-        restarted = any(self._boot) and self._boot != boot_id()
-        return restarted or not self._words[_OFFSET] or bool(self._words[_APPLIED] != self._words[_GENERATION])
+        return self.restarted or not self._words[_OFFSET] or bool(self._words[_APPLIED] != self._words[_GENERATION])
 
     def append(self, generation: int, parts: Sequence[Any]) -> None:
         """Add an entry; when this returns, the commit has happened.
@@ -138,15 +142,17 @@ class Journal:
     def newest(self, size: int) -> tuple[int, bytes] | None:
         """Generation and the first `size` bytes of the entry that the header points to.
 
-        For readers that keep the writer from committing meanwhile: what the header points to is whole, and is not
-        checked again.
+        For readers that keep the writer from committing meanwhile: what the header points to is whole, and its checksum
+        is not computed again. None when nothing is where the header points.
         """
         at = int(self._words[_OFFSET])
+        if not _HEADER_SIZE <= at < os.fstat(self._fd).st_size:
+            return None
         head = read_exactly(self._fd, _ENTRY.size, at)
         if len(head) < _ENTRY.size:
             return None
         magic, _, generation, length = _ENTRY.unpack(head)
-        if magic != _ENTRY_MAGIC:
+        if magic != _ENTRY_MAGIC or generation != self.generation:
             return None
         return generation, read_exactly(self._fd, min(size, length), at + _ENTRY.size)
 

@@ -44,6 +44,8 @@ STORE: Final = "store.json"
 JOURNAL: Final = "journal.redo"
 LOCK: Final = "writer.lock"
 
+_STORE_KEYS: Final = {"uuid", "generation", "vector_dim", "nodes", "edges", "removed_edges", "events", "attrs"}
+
 
 @dataclass(slots=True)
 class Opened:
@@ -85,7 +87,7 @@ def has_store(directory: Path) -> bool:
 
 def create(directory: Path, dim: int, *, sync: bool) -> None:
     """Make an empty store. `store.json` without `meta.npy` marks a creation that was cut short."""
-    write_store_json(directory, str(uuid.uuid4()), 0, State(0, 0, 0, 0, {}), sync=sync)
+    write_store_json(directory, str(uuid.uuid4()), 0, dim, State(0, 0, 0, 0, {}), sync=sync)
     sizes = {NODES: MIN_NODES * node_dtype(dim).itemsize, EDGES: MIN_EDGES * EDGE_DTYPE.itemsize, EVENTS: 0}
     for name, size in sizes.items():
         with os_errors("creating", directory / name), open(directory / name, "wb") as file:
@@ -113,15 +115,16 @@ def write_heads(directory: Path, opened: Opened, capacities: tuple[int, int], *,
     state = opened.state
     meta = Meta(state.nodes, state.edges, opened.files.dim, *capacities)
     replace_file(directory / META, meta.to_bytes(), sync=sync)
-    write_store_json(directory, opened.uuid, opened.generation, state, sync=sync)
+    write_store_json(directory, opened.uuid, opened.generation, opened.files.dim, state, sync=sync)
 
 
-def write_store_json(directory: Path, identity: str, generation: int, state: State, *, sync: bool) -> None:
+def write_store_json(directory: Path, identity: str, generation: int, dim: int, state: State, *, sync: bool) -> None:
     """Write `store.json`: a text with its checksum, as JSON."""
     body = {
         "format": 1,
         "uuid": identity,
         "generation": generation,
+        "vector_dim": dim,
         "nodes": state.nodes,
         "edges": state.edges,
         "removed_edges": state.removed,
@@ -151,6 +154,8 @@ def _read_store_json(directory: Path) -> dict[str, Any] | None:
         body = json.loads(outer["store"])
         if body["format"] != 1:
             raise FormatVersionError(f"{path}: format {body['format']}, expected 1; a newer version wrote it")
+        if missing := _STORE_KEYS - set(body):
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CorruptionError(f"{path}: expected a JSON object with a matching checksum: {error}") from error
     return dict(body)
@@ -163,7 +168,10 @@ def open_files(directory: Path, dim: int, least: tuple[int, int], *, writable: b
     """Open the data files.
 
     Args:
+        directory: Where they are.
+        dim: Length of the vectors.
         least: Records that `nodes.aesg` and `edges.aesg` have to have room for.
+        writable: Open for writing too.
 
     Raises:
         CorruptionError: Missing, or too short for that.
@@ -195,11 +203,13 @@ def open_at_rest(directory: Path, meta: Meta, *, writable: bool) -> Opened:
         CorruptionError: The files hold less than `meta.npy` or `store.json` say.
     """
     body = _read_store_json(directory)
+    _check_same_dim(directory, body, meta)
     files = open_files(directory, meta.vector_dim, (meta.cap_nodes, meta.cap_edges), writable=writable)
     try:
         files.nodes.count, files.edges.count = meta.node_count, meta.edge_count
         events = files.events.size()
         if body is None:
+            _check_last(files)
             return Opened(files, State(meta.node_count, meta.edge_count, _count_removed(files), events, {}), 0, "")
         for name, path, have in (
             ("nodes", directory / META, meta.node_count),
@@ -210,6 +220,8 @@ def open_at_rest(directory: Path, meta: Meta, *, writable: bool) -> Opened:
                 raise CorruptionError(f"{path}: {have} {name}, expected at least the {body[name]} that {STORE} says")
         # 0.3.0 may have added to it since: contents have changed, so must the generation.
         grown = (meta.node_count, meta.edge_count, events) != (body["nodes"], body["edges"], body["events"])
+        if grown:
+            _check_last(files)
         state = State(meta.node_count, meta.edge_count, body["removed_edges"], events, body["attrs"])
         return Opened(files, state, body["generation"] + grown, body["uuid"])
     except BaseException:
@@ -222,6 +234,24 @@ def open_beside_writer(directory: Path, dim: int, state: State, generation: int)
     body = _read_store_json(directory)
     files = open_files(directory, dim, (state.nodes, state.edges), writable=False)
     return Opened(files, state, generation, body["uuid"] if body else "")
+
+
+def _check_same_dim(directory: Path, body: dict[str, Any] | None, meta: Meta) -> None:
+    if body is not None and body["vector_dim"] != meta.vector_dim:
+        raise CorruptionError(
+            f"{directory / META}: vector_dim {meta.vector_dim}, expected the {body['vector_dim']} that {STORE} says: "
+            f"it was garbled, or is another store's"
+        )
+
+
+def _check_last(files: Files) -> None:
+    """Where only `meta.npy` says how many records there are: the last one is not a blank."""
+    for file in (files.nodes, files.edges):
+        if file.count and not file.whole[file.count - 1].tobytes().strip(bytes(1)):
+            raise CorruptionError(
+                f"{files.directory / META}: {file.count} records in {file.path.name}, but the last of them is blank; "
+                f"expected as many as were written"
+            )
 
 
 def _count_removed(files: Files) -> int:
@@ -243,7 +273,14 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
     try:
         with commit_lock(guard, exclusive=True):
             body = _read_store_json(directory)
+            _check_same_dim(directory, body, meta)
             entries = list(journal.entries())
+            reached = entries[-1][0] if entries else 0
+            if reached < journal.generation and not journal.restarted:
+                raise CorruptionError(
+                    f"{journal.path}: its whole entries reach generation {reached}, expected {journal.generation} as "
+                    f"its header says: it was truncated or garbled, and the files may hold half of what is missing"
+                )
             if not entries or (body is not None and entries[-1][0] < body["generation"]):
                 # It had just begun, or everything it says was checkpointed: the files are as after a close.
                 opened = open_at_rest(directory, meta, writable=True)

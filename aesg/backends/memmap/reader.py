@@ -8,6 +8,7 @@ from the journal's newest entry, or everything is opened anew.
 from __future__ import annotations
 
 import os
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -71,11 +72,8 @@ class MemmapReader(MemmapStore):
             return False
         if journal.generation == self._opened.generation:
             return True
-        newest = _newest(journal)
-        if newest is None:
-            return False
-        self._opened.generation, state = newest
-        self._opened.state = state
+        self._opened.generation, self._opened.state = _newest(journal)
+        state = self._opened.state
         files = self._opened.files
         files.nodes.count, files.edges.count = state.nodes, state.edges
         files.events.reopen()
@@ -115,10 +113,9 @@ class MemmapReader(MemmapStore):
                 if journal is None:
                     self._opened = open_at_rest(self.directory, meta, writable=False)
                 else:
-                    newest = None if journal.pending else _newest(journal)
-                    if newest is None:
+                    if journal.pending:
                         return False
-                    generation, state = newest
+                    generation, state = _newest(journal)
                     self._opened = open_beside_writer(self.directory, meta.vector_dim, state, generation)
                 self._is_open = True
                 self._opened.uuid = self._opened.uuid or f"0.3.0:{self.directory}"
@@ -200,12 +197,21 @@ def _watch(path: Path) -> Journal | None:
         raise StorageError(f"opening {path}: {error.strerror}") from error
 
 
-def _newest(journal: Journal) -> tuple[int, State] | None:
-    """Generation and state of the newest commit; for when commits are kept out."""
-    newest: Any = journal.newest(redo.STATE_HEAD)
-    if newest is not None and len(newest[1]) < redo.state_bytes(newest[1]):
-        newest = journal.newest(redo.state_bytes(newest[1]))
-    return None if newest is None else (newest[0], redo.decode_state(newest[1]))
+def _newest(journal: Journal) -> tuple[int, State]:
+    """Generation and state of the newest commit; for when commits are kept out.
+
+    Raises:
+        CorruptionError: The journal's header leads to something else.
+    """
+    try:
+        newest: Any = journal.newest(redo.STATE_HEAD)
+        if newest is not None and len(newest[1]) < redo.state_bytes(newest[1]):
+            newest = journal.newest(redo.state_bytes(newest[1]))
+        if newest is None:
+            raise ValueError("there is none where its header points")
+        return newest[0], redo.decode_state(newest[1])
+    except (ValueError, struct.error) as error:
+        raise CorruptionError(f"{journal.path}: expected the entry of {journal.generation}: {error}") from error
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """What a journal entry of the memmap backend says: the state after the commit, then what bytes are to be where.
 
-State: node, edge, removed-edge and event counts u64, length of the attributes u32, number of operations u32, and the
-attributes as JSON. Operations, each with a header of kind u8, file u8, 2 bytes of padding, width u32, offset u64 and
-count u64, followed by their data:
+State: node, edge, removed-edge and event counts u64, length of the attributes u32, number of operations u32, crc32 of
+all these and of the attributes, and the attributes as JSON. (The entry has a checksum of its own, but readers take the
+state without reading the rest.) Operations, each with a header of kind u8, file u8, 2 bytes of padding, width u32,
+offset u64 and count u64, followed by their data:
 
 * RANGE: `count` bytes at byte `offset`.
 * COLUMN: a field of `width` bytes at `offset` in each of the first `count` records.
@@ -15,6 +16,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +30,7 @@ from aesg.backends.memmap.tables import State
 from aesg.errors import CorruptionError
 from aesg.records import EVENT_DTYPE
 
-_STATE: Final = struct.Struct("<QQQQII")
+_STATE: Final = struct.Struct("<QQQQIII")
 _OPERATION: Final = struct.Struct("<BBxxIQQ")
 STATE_HEAD: Final = 1 << 14
 """Bytes of an entry that hold the state, unless the attributes are unusually many."""
@@ -40,14 +43,26 @@ COMPACTED: Final = ".compacted"
 def encode_state(state: State, operations: int = 0) -> bytes:
     """The head of an entry."""
     attrs = json.dumps(state.attrs, separators=(",", ":")).encode()
-    counts = (state.nodes, state.edges, state.removed, state.events)
-    return _STATE.pack(*counts, len(attrs), operations) + attrs
+    numbers = (state.nodes, state.edges, state.removed, state.events, len(attrs), operations)
+    return _STATE.pack(*numbers, _checksum(numbers, attrs)) + attrs
 
 
 def decode_state(payload: bytes) -> State:
-    """Inverse of `encode_state`."""
-    nodes, edges, removed, events, length, _ = _STATE.unpack_from(payload)
-    return State(nodes, edges, removed, events, json.loads(payload[_STATE.size : _STATE.size + length]))
+    """Inverse of `encode_state`.
+
+    Raises:
+        ValueError: It is not what was encoded.
+    """
+    *numbers, crc = _STATE.unpack_from(payload)
+    nodes, edges, removed, events, length, _ = numbers
+    attrs = payload[_STATE.size : _STATE.size + length]
+    if _checksum(numbers, attrs) != crc:
+        raise ValueError("the checksum of a state does not match")
+    return State(nodes, edges, removed, events, json.loads(attrs))
+
+
+def _checksum(numbers: Sequence[int], attrs: bytes) -> int:
+    return zlib.crc32(attrs, zlib.crc32(struct.pack("<6Q", *numbers)))
 
 
 def state_bytes(payload: bytes) -> int:
@@ -90,7 +105,7 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
     Raises:
         CorruptionError: The entry does not fit the files.
     """
-    *_, length, operations = _STATE.unpack_from(payload)
+    *_, length, operations, _ = _STATE.unpack_from(payload)
     at = _STATE.size + length
     items = (node_bytes, 36, EVENT_DTYPE.itemsize)
     for _ in range(operations):

@@ -166,6 +166,8 @@ class MemmapWriter(MemmapStore):
 
     def _rollback(self, tables: WritableTables) -> None:
         assert isinstance(tables, MemmapTables)
+        if self._closed:  # by a commit that could not be carried out: recovery will cut off what is left
+            return
         files = self._opened.files
         with commit_lock(files.nodes.fd, exclusive=True):
             for table in (tables.pending_nodes, tables.pending_edges):

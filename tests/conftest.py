@@ -1,0 +1,64 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+import aesg
+
+settings.register_profile(
+    "aesg",
+    deadline=None,  # machines differ, and a slow step is no bug
+    derandomize=not os.environ.get("AESG_FUZZ_EXAMPLES"),  # the short form finds the same today and tomorrow
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    print_blob=True,
+)
+settings.load_profile("aesg")
+
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+"""Directories that the published 0.3.0 wrote, each with a dump of what is in it; not part of the repository."""
+
+GOLDEN_NAMES = sorted(found.name for found in GOLDEN.iterdir()) if GOLDEN.is_dir() else []
+
+
+@pytest.fixture(params=GOLDEN_NAMES or ["absent"])
+def golden(request):
+    """One directory after another that 0.3.0 wrote; not to be written to."""
+    if not GOLDEN_NAMES:
+        pytest.skip(f"no golden directories at {GOLDEN}")
+    return GOLDEN / request.param
+
+
+BACKENDS = {
+    "memory": "memory:",
+    "memmap": "memmap://{}/store",
+    "memmap-power_loss": "memmap://{}/store?durability=power_loss",
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend_url(request, tmp_path):
+    """The URL of a new store of each backend."""
+    return BACKENDS[request.param].format(tmp_path)
+
+
+@pytest.fixture(params=[name for name in BACKENDS if name != "memory"])
+def disk_url(request, tmp_path):
+    """The URL of a new store of each backend that keeps something when it is closed."""
+    return BACKENDS[request.param].format(tmp_path)
+
+
+@pytest.fixture
+def open_store():
+    """`aesg.open`, and what was opened is closed after the test."""
+    opened = []
+
+    def open_and_remember(*args, **kwargs):
+        opened.append(aesg.open(*args, **kwargs))
+        return opened[-1]
+
+    yield open_and_remember
+    for store in reversed(opened):
+        store.close()
