@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import pickletools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,15 @@ MIN_EDGES: Final = 320
 """Capacities of an empty store. mmap cannot map an empty file, and neither can 0.3.0."""
 
 _META_LIMIT: Final = 1 << 16
+_OPCODES: Final = frozenset(
+    """
+    PROTO FRAME STOP MARK MEMOIZE BINPUT BINGET GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE BININT BININT1
+    BININT2 LONG1 BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST
+    APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+    """.split()
+)
+"""What such a pickle is made of. Others could allocate gigabytes (LONG_BINPUT, BYTEARRAY8) or reach past `find_class`
+(EXT1, which looks into a cache first)."""
 
 
 def node_dtype(dim: int) -> np.dtype[Any]:
@@ -88,6 +98,9 @@ class _Array:
 
     state: Any = None
 
+    def __init__(self, *args: Any) -> None:
+        pass
+
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
@@ -102,17 +115,13 @@ class _DType:
         pass
 
 
-def _reconstruct(*args: Any) -> _Array:
-    return _Array()
-
-
 class _MetaUnpickler(pickle.Unpickler):
     """Resolves the three names that NumPy pickles an object array with, to stand-ins that do nothing; no others."""
 
     def find_class(self, module: str, name: str) -> Any:
         known = {
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+            ("numpy.core.multiarray", "_reconstruct"): _Array,
+            ("numpy._core.multiarray", "_reconstruct"): _Array,
             ("numpy", "ndarray"): _Array,
             ("numpy", "dtype"): _DType,
         }
@@ -146,6 +155,9 @@ def read_meta(path: Path) -> Meta:
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
         if shape != () or dtype != np.dtype(object):
             raise ValueError(f"an array of shape {shape} and {dtype}")
+        strange = {code.name for code, *_ in pickletools.genops(raw[stream.tell() :])} - _OPCODES
+        if strange:
+            raise ValueError(f"a pickle with {', '.join(sorted(strange))}")
         array = _MetaUnpickler(stream).load()
         if not isinstance(array, _Array) or not isinstance(array.state, tuple) or len(array.state) != 5:
             raise ValueError("no object array")

@@ -127,10 +127,11 @@ class MemmapWriter(MemmapStore):
             parts += self._durable_tails(tables)
         generation = self._opened.generation + 1
         head = redo.encode_state(tables.state, redo.count_operations(parts))
-        with commit_lock(self._opened.files.nodes.fd, exclusive=True):
-            self._journal.append(generation, [head, *parts])
-            # From here on the commit has happened: what fails below is done again when the store is next opened.
-            try:
+        happened = False
+        try:
+            with commit_lock(self._opened.files.nodes.fd, exclusive=True):
+                self._journal.append(generation, [head, *parts])
+                happened = True
                 nodes.apply()
                 edges.apply()
                 self._journal.mark_applied(generation)
@@ -138,12 +139,15 @@ class MemmapWriter(MemmapStore):
                 self._opened.generation = generation
                 if self._journal.size > _CHECKPOINT_BYTES[self._durability]:
                     self._checkpoint()
-            except BaseException as error:
-                self._closed = True
-                self._release()
-                raise StorageError(
-                    f"{self.url}: the commit is in the journal but could not be carried out; open the store again"
-                ) from error
+        except BaseException as error:
+            if not happened:
+                raise
+            # The journal has it: whoever opens the store next carries it out. This handle does not know where it is.
+            self._closed = True
+            self._release()
+            raise StorageError(
+                f"{self.url}: the commit is in the journal but could not be carried out; open the store again"
+            ) from error
 
     def _durable_tails(self, tables: MemmapTables) -> list[Any]:
         """What makes appended records durable: operations of the entry when they are few, a sync of the file if not."""
