@@ -1,0 +1,1 @@
+"""The engine: seeds, spreading activation, novelty, plasticity, consolidation. It sees a store as its protocol."""
