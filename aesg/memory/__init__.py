@@ -1,0 +1,1 @@
+"""The memory: a store and the engine, attached to PyTorch models."""

@@ -1,0 +1,41 @@
+"""Every Python block of 0.3.0's readme runs, word for word, in a fresh folder."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parents[2] / "shared" / "spec" / "aesg-0.3.0-readme.md"
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if README.is_file() else []
+
+
+@pytest.mark.skipif(not README.is_file(), reason=f"{README} is absent")
+def test_the_readme_has_blocks():
+    assert len(BLOCKS) == 9
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=range(len(BLOCKS)))
+def test_block(block, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    for said, seen in {
+        "Retrieved ": "Retrieved 1 concepts",
+        "Before consolidation": "Before consolidation: 3000 nodes",
+        "Active after consolidation": "Active after consolidation: 1000",
+        "Dimension mismatch": "Dimension mismatch: ",
+        "Fresh memory": "Fresh memory: 0 nodes",
+        "# [4, 10]": "torch.Size([4, 10])",
+        "# [2, 128]": "torch.Size([2, 128])",
+        "'type': 'CREATE'": "'type': 'CREATE'",
+    }.items():
+        if said in block:
+            assert seen in done.stdout
+    if "Session 2" in block:
+        saved, loaded = re.findall(r"(?:Saved|Loaded) (\d+) concepts", done.stdout)
+        assert saved == loaded
+        assert int(saved) > 0
