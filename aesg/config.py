@@ -69,6 +69,8 @@ class AESGConfig:
         reinforce_rate: The same for weight and confidence of edges that carried energy to a returned node. 0: off.
         temporal_weight: Weight of the edge made from a lane's previous first concept to its present one. 0: none.
         temporal_confidence: Its confidence.
+        birth_confidence: Confidence of the edges from a newborn concept to the primary concepts of the query that it was
+            born of; their weight is the cosine. 0: none.
         relevance_decay: Factor on relevance per consolidation.
         edge_confidence_decay: Factor on edge confidence per consolidation.
         commit_interval: Seconds of learning after which a memory commits by itself.
@@ -120,6 +122,7 @@ class AESGConfig:
     reinforce_rate: float = 0.05
     temporal_weight: float = 0.1
     temporal_confidence: float = 0.5
+    birth_confidence: float = 0.5
     # Consolidation
     consolidation_epoch_interval: int = 10
     prune_confidence_threshold: float = 0.1
@@ -243,6 +246,7 @@ _RANGES: Final[dict[str, tuple[float | None, float | None]]] = {
     "reinforce_rate": (0, 1),
     "temporal_weight": (0, None),
     "temporal_confidence": (0, 1),
+    "birth_confidence": (0, 1),
     "consolidation_epoch_interval": (0, None),
     "prune_confidence_threshold": (0, 1),
     "relevance_decay": (0, 1),
@@ -273,6 +277,7 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
         "credit_rate": 0.0,
         "reinforce_rate": 0.0,
         "temporal_weight": 0.0,
+        "birth_confidence": 0.0,
         "edge_confidence_decay": 1.0,
         "prune_confidence_threshold": 0.0,
         "consolidation_epoch_interval": 0,

@@ -732,3 +732,30 @@ def test_columns_of_an_empty_memory(memory):
     assert memory.storage.nodes["vector"].shape == (0, D)
     assert memory.storage.node_count == memory.storage.edge_count == 0
     assert memory.logger.get_history() == []
+
+
+def test_a_newborn_concept_passes_on_what_its_input_activated_before(tmp_path):
+    """Without its links it would take all the energy, and what was found before the birth would be lost after it."""
+    with AESGMemory(tmp_path / "m", AESGConfig(vector_dim=8, reinforce_rate=0)) as memory:
+        rows = memory.add_concepts(np.eye(8)[:3])
+        memory.connect(rows[:1], rows[2:3])  # 0 → 2, which no input below is near to
+        novel = np.array([0.5, 0.1, 0, 1, 0, 0, 0, 0], np.float32)
+        before = [memory.retrieve(novel) for _ in range(2)][-1]
+        born = memory.retrieve(novel)
+        assert memory.storage.node_count == 4
+        assert born.activated_nodes[0] == 3
+        with memory.graph() as graph:
+            adjacency = graph.edges.out_edges([3])
+        assert set(adjacency.target_rows.tolist()) == set(before.primary_concepts) & {0, 1}
+        assert adjacency.weight.max() == pytest.approx(0.5 / np.linalg.norm(novel), rel=1e-5)
+        assert [3, 0] in born.paths
+        assert {0, 1} <= {row for row, weight in zip(born.activated_nodes, born.weights, strict=True) if weight > 0}
+
+
+def test_births_make_no_links_when_that_is_switched_off(tmp_path):
+    config = AESGConfig(vector_dim=8, birth_confidence=0, temporal_weight=0)
+    with AESGMemory(tmp_path / "m", config) as memory:
+        memory.add_concepts(np.eye(8)[:3])
+        for _ in range(3):
+            memory.retrieve(np.array([0.5, 0.1, 0, 1, 0, 0, 0, 0], np.float32))
+        assert (memory.storage.node_count, memory.storage.edge_count) == (4, 0)

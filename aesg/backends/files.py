@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -85,12 +85,17 @@ def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
     with os_errors("writing", path):
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
-            write_all(fd, [data], 0)
-            if sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(new, path)
+            try:
+                write_all(fd, [data], 0)
+                if sync:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(new, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(new)  # on a full disk half a file is room that somebody needs
+            raise
         if sync:
             sync_directory(path.parent)
 

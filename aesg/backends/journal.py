@@ -8,7 +8,7 @@ is harmless because entries say what bytes are to be, not how to change them.
 The layout, little-endian: a header of 4096 bytes (magic, boot id, and three words that readers watch: the generation
 and offset of the newest entry, and the generation that has been applied), then entries of magic u32, crc32 u32 (of the
 rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as far as magic, checksum and
-consecutive generations reach; after `reset` new ones overwrite the old, whose generations are lower and end the chain.
+consecutive generations reach; after `restart` new ones overwrite the old, whose generations are lower and end the chain.
 """
 
 from __future__ import annotations
@@ -168,9 +168,14 @@ class Journal:
             return None
         return generation, payload
 
-    def reset(self) -> None:
-        """Forget the entries; everything they say is in the files, and on the disk if that was asked for."""
-        self._end = _HEADER_SIZE
+    def restart(self, generation: int, parts: Sequence[Any]) -> None:
+        """Forget the entries for a new first one; everything they say is in the files, and on the disk if need be."""
+        before, self._end = self._end, _HEADER_SIZE
+        try:
+            self.append(generation, parts)
+        except BaseException:
+            self._end = before
+            raise
 
     def close(self) -> None:
         """Close the file; the words stay readable no longer."""

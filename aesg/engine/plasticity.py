@@ -54,6 +54,27 @@ def credit(graph: Graph, config: AESGConfig, activations: Sequence[Activation], 
     _reinforce(graph, config.reinforce_rate, again[again >= 0])
 
 
+def link_newborn(graph: Graph, config: AESGConfig, rows: Rows, activations: Sequence[Activation]) -> None:
+    """Link concepts just born to what their births activated.
+
+    A newborn concept is the nearest to the input that it came from, so it takes nearly all energy when that input comes
+    again. Over these edges the energy goes on to where it went before.
+
+    Args:
+        graph: Where they were born.
+        config: `birth_confidence` and `num_primary`.
+        rows: The newborn, int64 [n].
+        activations: What each one's input activated before its birth, [n].
+    """
+    if config.birth_confidence <= 0:
+        return
+    for row, activation in zip(rows.tolist(), activations, strict=True):
+        primary = slice(config.num_primary)
+        near = np.flatnonzero((activation.energies[primary] > 0) & (activation.cosines[primary] > 0))
+        sources = np.full(len(near), row)
+        graph.edges.append(sources, activation.rows[near], activation.cosines[near], config.birth_confidence)
+
+
 _NO_ROWS: Rows = np.empty(0, np.int64)
 
 

@@ -22,7 +22,7 @@ from aesg.engine import structure
 from aesg.engine.activation import Activation, Energies, activate
 from aesg.engine.consolidation import Report, consolidate
 from aesg.engine.novelty import NoveltyCounter, centroid_score, explanation_score
-from aesg.engine.plasticity import credit
+from aesg.engine.plasticity import credit, link_newborn
 from aesg.errors import (
     FormatVersionError,
     InvalidInputError,
@@ -236,6 +236,7 @@ class AESGMemory(nn.Module):
             due = self._novel(queries, scores, says_something)
             if due:
                 rows = structure.create_sensory(graph, queries[due])
+                link_newborn(graph, config, rows, [activations[i] for i in due])
                 # Once more, so that the answer has the new concepts in it. (In 0.3.0 the second round started from what
                 # the first had activated.)
                 before = [

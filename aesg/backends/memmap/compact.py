@@ -61,7 +61,12 @@ class _Output:
             os.ftruncate(self._fd, max(self._end, least))
             if sync:
                 os.fsync(self._fd)
-            os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._fd)
 
 
 def _write_edges(tables: MemmapTables, path: Path, row_map: Rows, heads: npt.NDArray[np.int64], *, sync: bool) -> int:

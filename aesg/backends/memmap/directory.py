@@ -276,21 +276,23 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
             _check_same_dim(directory, body, meta)
             entries = list(journal.entries())
             reached = entries[-1][0] if entries else 0
-            if reached < journal.generation and not journal.restarted:
+            checkpointed = body["generation"] if body is not None else -1
+            if max(reached, checkpointed) < journal.generation and not journal.restarted:
                 raise CorruptionError(
                     f"{journal.path}: its whole entries reach generation {reached}, expected {journal.generation} as "
                     f"its header says: it was truncated or garbled, and the files may hold half of what is missing"
                 )
-            if not entries or (body is not None and entries[-1][0] < body["generation"]):
+            if not entries or entries[-1][0] < checkpointed:
                 # It had just begun, or everything it says was checkpointed: the files are as after a close.
                 opened = open_at_rest(directory, meta, writable=True)
             else:
-                first, last = redo.decode_state(entries[0][1]), redo.decode_state(entries[-1][1])
-                counts = {(state.nodes, state.edges) for state in (first, last)}
+                states = [redo.decode_state(payload) for _, payload in entries]
+                last = states[-1]
+                counts = {(state.nodes, state.edges) for state in states}
                 if (meta.node_count, meta.edge_count) not in counts:
                     raise CorruptionError(
                         f"{directory / META}: {meta.node_count} nodes and {meta.edge_count} edges, expected "
-                        f"{' or '.join(f'{n} and {e}' for n, e in sorted(counts))} as {JOURNAL} says: another "
+                        f"{' or '.join(f'{n} and {e}' for n, e in sorted(counts)[-4:])} as {JOURNAL} says: another "
                         f"program has written here after a crash; remove {JOURNAL} to keep what it wrote"
                     )
                 for _, payload in entries:

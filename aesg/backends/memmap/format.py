@@ -33,13 +33,14 @@ MIN_EDGES: Final = 320
 """Capacities of an empty store. mmap cannot map an empty file, and neither can 0.3.0."""
 
 _META_LIMIT: Final = 1 << 16
-_OPCODES: Final = frozenset(
-    """
-    PROTO FRAME STOP MARK MEMOIZE BINPUT BINGET GLOBAL STACK_GLOBAL REDUCE BUILD NONE NEWTRUE NEWFALSE BININT BININT1
-    BININT2 LONG1 BINUNICODE SHORT_BINUNICODE BINBYTES SHORT_BINBYTES EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST
-    APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
-    """.split()
-)
+# fmt: off
+_OPCODES: Final = frozenset([
+    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINPUT", "BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD",
+    "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE",
+    "BINBYTES", "SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND",
+    "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
+])
+# fmt: on
 """What such a pickle is made of. Others could allocate gigabytes (LONG_BINPUT, BYTEARRAY8) or reach past `find_class`
 (EXT1, which looks into a cache first)."""
 

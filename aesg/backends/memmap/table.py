@@ -148,11 +148,13 @@ class PendingRecords:
     Attributes:
         base_count: Committed records.
         count: Records, those appended in this transaction included.
+        appended: Whether there was an append, be it one that failed half-way.
     """
 
     def __init__(self, file: RecordFile) -> None:
         self.file = file
         self.base_count = self.count = file.count
+        self.appended = False
         self._slot_of: npt.NDArray[np.uint32] | None = None  # row → slot + 1; its pages exist only where touched
         self._copied_rows = np.empty(0, np.int64)
         self._copies = np.empty(0, file.dtype)
@@ -194,6 +196,7 @@ class PendingRecords:
 
     def append(self, records: Array) -> None:
         """Append records, [n] of the file's dtype."""
+        self.appended = True
         self.file.append(self.count, records)
         self.count += len(records)
 

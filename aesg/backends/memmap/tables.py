@@ -68,9 +68,13 @@ class EventFile:
             with os_errors("opening", self.path):
                 self.fd = os.open(self.path, self._flags, 0o666)
 
+    def bytes(self) -> int:
+        """Length of the file."""
+        return os.fstat(self.fd).st_size if self.fd >= 0 else 0
+
     def size(self) -> int:
         """Whole records in the file."""
-        return os.fstat(self.fd).st_size // EVENT_DTYPE.itemsize if self.fd >= 0 else 0
+        return self.bytes() // EVENT_DTYPE.itemsize
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Events start:stop."""
@@ -212,12 +216,7 @@ class MemmapTables(WritableTables):
             found = np.empty(len(refs), EDGE_DTYPE)
             for name in ("source_id", "target_id", "weight", "confidence", "use_count"):
                 found[name] = self.edges.gather(name, refs)
-        owners = np.repeat(self.nodes.gather("id", rows), np.diff(indptr))
-        strange = found["source_id"] != owners
-        if strange.any():
-            at = int(np.flatnonzero(strange)[0])
-            row = int(rows[np.searchsorted(indptr, at, side="right") - 1])
-            raise self._corrupt(row, f"edge {int(refs[at])}, which belongs to another node")
+        self._check_owners(rows, indptr, refs, found["source_id"])
         return Adjacency(
             indptr,
             refs,
@@ -255,6 +254,13 @@ class MemmapTables(WritableTables):
         for number, (positions, found) in enumerate(steps):
             out[indptr[positions] + number] = found
         return indptr, out
+
+    def _check_owners(self, rows: Rows, indptr: npt.NDArray[np.int64], refs: Refs, sources: Ids) -> None:
+        strange = sources != np.repeat(self.nodes.gather("id", rows), np.diff(indptr))
+        if strange.any():
+            at = int(np.flatnonzero(strange)[0])
+            row = int(rows[np.searchsorted(indptr, at, side="right") - 1])
+            raise self._corrupt(row, f"edge {int(refs[at])}, which belongs to another node")
 
     def _corrupt(self, row: int, found: str) -> CorruptionError:
         return CorruptionError(f"{self.files.edges.path}: the edge list of row {row} leads to {found}")
@@ -336,10 +342,19 @@ class MemmapTables(WritableTables):
         self.pending_edges.put_chunk(start, columns)
 
     def remove_edges(self, refs: Refs) -> None:
-        sources = np.unique(self.rows_of(self.edges.gather("source_id", refs)))
-        indptr, lists = self._lists(sources[sources >= 0])
+        rows = self.rows_of(self.edges.gather("source_id", refs))
+        sources = np.unique(rows[rows >= 0])
+        indptr, lists = self._lists(sources)
+        self._check_owners(sources, indptr, lists, self.edges.gather("source_id", lists))
         owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
         stays = ~np.isin(lists, refs)
+        if len(lists) - np.count_nonzero(stays) < len(refs):
+            # A node of a duplicate id, which 0.3.0 gives now and then, or a list that a crash of 0.3.0 cut.
+            astray = int(np.flatnonzero(~np.isin(refs, lists))[0])
+            raise CorruptionError(
+                f"{self.files.edges.path}: edge {int(refs[astray])} is not in the edge list of row "
+                f"{int(rows[astray])}, which has the id of its source"
+            )
         kept, owner = lists[stays], owner[stays]
         # Each kept edge points to the next kept one of its list, the head to the first.
         points_to = np.full(len(kept), END, np.int64)
@@ -350,7 +365,7 @@ class MemmapTables(WritableTables):
         heads[owner[begins]] = kept[begins]
         moved = self.edges.gather("next_edge_idx", kept) != points_to
         self.pending_edges.write(kept[moved], {"next_edge_idx": points_to[moved]})
-        self.pending_nodes.write(sources[sources >= 0], {"head_edge_idx": heads})
+        self.pending_nodes.write(sources, {"head_edge_idx": heads})
         gone = np.zeros(len(refs), EDGE_DTYPE)
         gone["next_edge_idx"] = REMOVED
         self.pending_edges.write(refs, {f: gone[f] for f in ("weight", "confidence", "use_count", "next_edge_idx")})

@@ -15,7 +15,7 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,7 +45,7 @@ from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import check_sample
-from aesg.errors import InvalidInputError, StorageError
+from aesg.errors import CapacityError, InvalidInputError, StorageError
 from aesg.protocols import Durability
 from aesg.records import EVENT_DTYPE, Rows
 
@@ -103,11 +103,15 @@ class MemmapWriter(MemmapStore):
             self._opened.uuid = self._opened.uuid or str(uuid.uuid4())
             self._capacities = (files.nodes.capacity, files.edges.capacity)
             with commit_lock(files.nodes.fd, exclusive=True):
-                for name in (NODES, EDGES):
-                    (self.directory / (name + redo.COMPACTED)).unlink(missing_ok=True)
+                self._remove_compacted()
                 if recovering:
                     write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
-                self._new_journal()
+                self._journal = self._created_journal()
+                try:
+                    self._begin_journal()
+                except BaseException:
+                    self._journal.close()
+                    raise
         except BaseException:
             files.close()
             raise
@@ -138,16 +142,20 @@ class MemmapWriter(MemmapStore):
                 self._opened.state = tables.state
                 self._opened.generation = generation
                 if self._journal.size > _CHECKPOINT_BYTES[self._durability]:
-                    self._checkpoint()
+                    with suppress(CapacityError):  # the commit stands; the next one tries again
+                        self._checkpoint()
         except BaseException as error:
-            if not happened:
-                raise
-            # The journal has it: whoever opens the store next carries it out. This handle does not know where it is.
-            self._closed = True
-            self._release()
-            raise StorageError(
-                f"{self.url}: the commit is in the journal but could not be carried out; open the store again"
-            ) from error
+            if happened:
+                raise self._given_up() from error
+            raise
+
+    def _given_up(self) -> StorageError:
+        """Close after a failure to carry out what the journal has: whoever opens the store next will."""
+        self._closed = True
+        self._release()
+        return StorageError(
+            f"{self.url}: the commit is in the journal but could not be carried out; open the store again"
+        )
 
     def _durable_tails(self, tables: MemmapTables) -> list[Any]:
         """What makes appended records durable: operations of the entry when they are few, a sync of the file if not."""
@@ -174,26 +182,25 @@ class MemmapWriter(MemmapStore):
             return
         files = self._opened.files
         with commit_lock(files.nodes.fd, exclusive=True):
+            # Also what a full disk left of an append that failed half-way.
             for table in (tables.pending_nodes, tables.pending_edges):
-                if table.count > table.base_count:
+                if table.appended:
                     table.file.clear_tail()
-            if files.events.size() > self._opened.state.events:  # also what a full disk left of a failed append
+            if files.events.bytes() > self._opened.state.events * EVENT_DTYPE.itemsize:
                 files.events.truncate(self._opened.state.events)
             if files.ids is not None:
                 files.ids.roll_back(files.nodes.count)
 
     # Checkpoints
 
-    def _new_journal(self) -> None:
+    def _created_journal(self) -> Journal:
         path = self.directory / JOURNAL
         with os_errors("creating", path):
-            self._journal = Journal(path, create=True, sync=self._sync)
-        self._begin_journal()
+            return Journal(path, create=True, sync=self._sync)
 
     def _begin_journal(self) -> None:
         """Start the journal with an entry that only says where we are."""
-        self._journal.reset()
-        self._journal.append(self._opened.generation, [redo.encode_state(self._opened.state)])
+        self._journal.restart(self._opened.generation, [redo.encode_state(self._opened.state)])
         self._journal.mark_applied(self._opened.generation)
 
     def _checkpoint(self) -> None:
@@ -216,7 +223,8 @@ class MemmapWriter(MemmapStore):
         files = self._opened.files
         try:
             if files.ids is not None:
-                files.ids.save(files.id_sidecar, files.nodes)
+                with suppress(CapacityError):  # it can be made anew
+                    files.ids.save(files.id_sidecar, files.nodes)
             with commit_lock(files.nodes.fd, exclusive=True):
                 if self._sync:
                     files.sync()
@@ -247,28 +255,44 @@ class MemmapWriter(MemmapStore):
     def _compact(self) -> Rows:
         old = self._opened.files
         tables = MemmapTables.committed(old, self._opened.state)
-        row_map, state = write_compacted(tables, suffix=redo.COMPACTED, sync=self._sync)
-        with commit_lock(old.nodes.fd, exclusive=True):
-            # Only this entry may be in the journal while the files change places: earlier ones speak of the old files.
-            self._checkpoint()
-            generation = self._opened.generation + 1
-            entry = redo.encode_state(state, len(redo.swaps())) + b"".join(redo.swaps())
-            self._journal.append(generation, [entry])
-            redo.replay(entry, self.directory, old.nodes.dtype.itemsize)
-            with os_errors("removing", old.id_sidecar):
-                old.id_sidecar.unlink(missing_ok=True)
-            files = open_files(self.directory, old.dim, (state.nodes, state.edges), writable=True)
-            files.ids = IdIndex()
-            self._opened = Opened(files, state, generation, self._opened.uuid)
-            self._capacities = (files.nodes.capacity, files.edges.capacity)
-            if self._sync:
-                sync_directory(self.directory)
-            write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
-            # A new journal file tells readers that the data files are new ones too.
-            self._journal.close()
-            self._new_journal()
+        happened = False
+        try:
+            row_map, state = write_compacted(tables, suffix=redo.COMPACTED, sync=self._sync)
+            with commit_lock(old.nodes.fd, exclusive=True):
+                # Only this entry may be in the journal while the files change places: earlier ones speak of the old
+                # files.
+                self._checkpoint()
+                generation = self._opened.generation + 1
+                entry = redo.encode_state(state, len(redo.swaps())) + b"".join(redo.swaps())
+                self._journal.append(generation, [entry])
+                happened = True
+                redo.replay(entry, self.directory, old.nodes.dtype.itemsize)
+                with os_errors("removing", old.id_sidecar):
+                    old.id_sidecar.unlink(missing_ok=True)
+                files = open_files(self.directory, old.dim, (state.nodes, state.edges), writable=True)
+                files.ids = IdIndex()
+                self._opened = Opened(files, state, generation, self._opened.uuid)
+                self._capacities = (files.nodes.capacity, files.edges.capacity)
+                if self._sync:
+                    sync_directory(self.directory)
+                write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
+                # A new journal file tells readers that the data files are new ones too.
+                done, self._journal = self._journal, self._created_journal()
+                done.close()
+                self._begin_journal()
+        except BaseException as error:
+            if happened:
+                raise self._given_up() from error
+            self._remove_compacted()
+            raise
         old.close()
         return row_map
+
+    def _remove_compacted(self) -> None:
+        for name in (NODES, EDGES):
+            path = self.directory / (name + redo.COMPACTED)
+            with os_errors("removing", path):
+                path.unlink(missing_ok=True)
 
     # Forks
 
