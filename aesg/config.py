@@ -69,8 +69,8 @@ class AESGConfig:
         reinforce_rate: The same for weight and confidence of edges that carried energy to a returned node. 0: off.
         temporal_weight: Weight of the edge made from a lane's previous first concept to its present one. 0: none.
         temporal_confidence: Its confidence.
-        birth_confidence: Confidence of the edges from a newborn concept to the primary concepts of the query that it was
-            born of; their weight is the cosine. 0: none.
+        birth_confidence: Confidence of the edges from a newborn concept to the primary concepts of the query that it
+            was born of; their weight is the cosine. 0: none.
         relevance_decay: Factor on relevance per consolidation.
         edge_confidence_decay: Factor on edge confidence per consolidation.
         commit_interval: Seconds of learning after which a memory commits by itself.

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -109,6 +110,7 @@ def sync_directory(path: Path) -> None:
         os.close(fd)
 
 
+@cache
 def boot_id() -> bytes:
     """16 bytes that change when the machine restarts, and with it the page cache is gone; zeros where unknown."""
     try:
@@ -140,9 +142,13 @@ class WriterLock:
             raise LockedError(
                 f"{url}: {whose} (pid {holder}) has it open for writing; close it there, or open with mode='r'"
             ) from error
-        with os_errors("locking", path):
-            os.ftruncate(self._fd, 0)
-            write_all(self._fd, [f"{os.getpid()}\n".encode()], 0)
+        try:
+            with os_errors("locking", path):
+                os.ftruncate(self._fd, 0)
+                write_all(self._fd, [f"{os.getpid()}\n".encode()], 0)
+        except BaseException:
+            os.close(self._fd)  # or the lock would be held for as long as this process lives
+            raise
 
     def release(self) -> None:
         """Let others write. The file stays: removing it would let two processes lock two files of one name."""

@@ -8,7 +8,7 @@ is harmless because entries say what bytes are to be, not how to change them.
 The layout, little-endian: a header of 4096 bytes (magic, boot id, and three words that readers watch: the generation
 and offset of the newest entry, and the generation that has been applied), then entries of magic u32, crc32 u32 (of the
 rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as far as magic, checksum and
-consecutive generations reach; after `restart` new ones overwrite the old, whose generations are lower and end the chain.
+consecutive generations reach; after `restart` new ones overwrite the old, whose generations are lower: the chain ends.
 """
 
 from __future__ import annotations

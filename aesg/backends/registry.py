@@ -14,6 +14,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
+from aesg.backends.files import os_errors
 from aesg.backends.url import StoreURL
 from aesg.errors import BackendNotInstalledError, InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import GraphStore
@@ -112,7 +113,8 @@ def resolve(url: str | os.PathLike[str], *, backend_name: str | None = None) -> 
         return parsed
     path = Path(parsed.path).expanduser().absolute()
     if backend_name is None:
-        found = [name for name in schemes() if backend(name).recognises(path)]
+        with os_errors("looking at", path):
+            found = [name for name in schemes() if backend(name).recognises(path)]
         if len(found) > 1:
             raise InvalidInputError(f"{path} holds stores of {' and '.join(found)}: say which, e.g. {found[0]}:{path}")
         if not found and path.exists() and not (path.is_dir() and not any(path.iterdir())):

@@ -43,6 +43,8 @@ class StoreURL:
         raw = os.fspath(text)
         if not isinstance(raw, str) or not raw:
             raise InvalidInputError(f"a store is opened by a URL or a path, not {raw!r}")
+        if "\0" in raw or "%00" in raw:
+            raise InvalidInputError(f"a path has no null character: {raw!r}")
         match = _SCHEME.fullmatch(raw)
         if match is None:
             return cls("", "", raw)
@@ -59,7 +61,8 @@ class StoreURL:
         names = [name for name, _ in pairs]
         if len(set(names)) != len(names):
             raise InvalidInputError(f"{raw}: an option is given twice")
-        return cls(scheme, unquote(authority), unquote(rest), dict(pairs))
+        # Names of files that are not UTF-8 go there and back as Python has them: "surrogateescape".
+        return cls(scheme, unquote(authority), unquote(rest, errors="surrogateescape"), dict(pairs))
 
     def local_path(self) -> Path:
         """The path of a local store, absolute and without symbolic links: two spellings of one place are one store.
@@ -81,4 +84,4 @@ class StoreURL:
             return self.path
         slashes = "//" if self.authority or self.path.startswith("/") else ""
         query = "?" + urlencode(self.options) if self.options else ""
-        return f"{self.scheme}:{slashes}{quote(self.authority, safe=':@')}{quote(self.path)}{query}"
+        return f"{self.scheme}:{slashes}{quote(self.authority, safe=':@')}{quote(os.fsencode(self.path))}{query}"

@@ -120,19 +120,17 @@ def nearest(
 def _similarities(vectors: Vectors, is_active: npt.NDArray[np.uint8] | None, wanted: Vectors) -> Floats:
     """Cosines of a chunk [n, D] with unit directions [D, b]: float32 [n, b], -inf for rows that cannot seed."""
     with np.errstate(all="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors)
+        squares = np.vecdot(vectors, vectors)
         out = _product(vectors, wanted)
         out /= np.sqrt(squares)[:, None]
-    fit = (squares > _TINY) & (squares < _HUGE)
-    odd = np.flatnonzero(~fit)
-    if len(odd):
+    # This runs for every thousand rows of the store: what is not there is not looked for one by one.
+    if not (squares.min() > _TINY and squares.max() < _HUGE):
+        odd = np.flatnonzero(~((squares > _TINY) & (squares < _HUGE)))
         again = units(vectors[odd])
-        fit[odd] = again.any(axis=1)
         out[odd] = again @ wanted
-    if is_active is not None:
-        fit &= is_active != 0
-    if not fit.all():
-        out[~fit] = -np.inf
+        out[odd[~np.asarray(again.any(axis=1))]] = -np.inf
+    if is_active is not None and not is_active.all():
+        out[is_active == 0] = -np.inf
     return out
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from aesg.backends.files import os_errors
 from aesg.backends.memmap.directory import recognises
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.writer import MemmapWriter
@@ -19,7 +20,8 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     query = {} if name == "process_crash" else {"durability": name}
     canonical = str(StoreURL(url.scheme, "", str(directory), query))
     kind = MemmapReader if mode == "r" else MemmapWriter
-    return kind(canonical, directory, vector_dim, Durability[name.upper()])
+    with os_errors("opening", directory):
+        return kind(canonical, directory, vector_dim, Durability[name.upper()])
 
 
 BACKEND: Final = Backend(

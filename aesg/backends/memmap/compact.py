@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,12 @@ def write_compacted(tables: MemmapTables, *, suffix: str, sync: bool) -> tuple[R
     row_map = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int64)
     nodes = int(stays.sum())
     heads = np.full(nodes, END, np.int64)
-    edges = _write_edges(tables, directory / (EDGES + suffix), row_map, heads, sync=sync)
-    _write_nodes(tables, directory / (NODES + suffix), stays, heads, sync=sync)
+    with _Output(directory / (EDGES + suffix)) as out:
+        edges = _write_edges(tables, out, row_map, heads)
+        out.finish(MIN_EDGES * EDGE_DTYPE.itemsize, sync=sync)
+    with _Output(directory / (NODES + suffix)) as out:
+        _write_nodes(tables, out, stays, heads)
+        out.finish(MIN_NODES * tables.files.nodes.dtype.itemsize, sync=sync)
     return row_map, State(nodes, edges, 0, tables.event_count, tables.attrs)
 
 
@@ -69,9 +73,8 @@ class _Output:
         os.close(self._fd)
 
 
-def _write_edges(tables: MemmapTables, path: Path, row_map: Rows, heads: npt.NDArray[np.int64], *, sync: bool) -> int:
+def _write_edges(tables: MemmapTables, out: _Output, row_map: Rows, heads: npt.NDArray[np.int64]) -> int:
     """Write the surviving edges, linked anew; fills `heads`; returns their number."""
-    out = _Output(path)
     written = 0
     for start, stop in _spans(tables.edge_slots):
         refs = np.arange(start, stop)
@@ -94,15 +97,13 @@ def _write_edges(tables: MemmapTables, path: Path, row_map: Rows, heads: npt.NDA
         heads[ordered[last]] = written + order[last]
         out.write(new)
         written += len(new)
-    out.finish(MIN_EDGES * EDGE_DTYPE.itemsize, sync=sync)
     return written
 
 
 def _write_nodes(
-    tables: MemmapTables, path: Path, stays: npt.NDArray[np.bool_], heads: npt.NDArray[np.int64], *, sync: bool
+    tables: MemmapTables, out: _Output, stays: npt.NDArray[np.bool_], heads: npt.NDArray[np.int64]
 ) -> None:
     file = tables.files.nodes
-    out = _Output(path)
     done = 0
     for start, stop in _spans(tables.node_count):
         rows = start + np.flatnonzero(stays[start:stop])
@@ -110,4 +111,3 @@ def _write_nodes(
         new["head_edge_idx"] = heads[done : done + len(rows)]
         out.write(new)
         done += len(rows)
-    out.finish(MIN_NODES * file.dtype.itemsize, sync=sync)

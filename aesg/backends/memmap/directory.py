@@ -62,8 +62,8 @@ class Opened:
 
 
 def recognises(directory: Path) -> bool:
-    """Whether a directory holds a store of this format, by 0.3.0 or by us."""
-    return any((directory / name).is_file() for name in (META, NODES, EDGES, STORE))
+    """Whether a directory holds a store of this format, by 0.3.0 or by us, be it one that was only begun."""
+    return any((directory / name).is_file() for name in (META, NODES, EDGES, STORE, LOCK))
 
 
 def has_store(directory: Path) -> bool:

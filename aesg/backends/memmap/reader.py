@@ -48,6 +48,8 @@ class MemmapReader(MemmapStore):
         super().__init__(url, directory, durability, read_only=True)
         self._journal: Journal | None = None
         self._meta_seen = (0, 0)
+        # As strings: they are looked at in every call, and a Path costs more to join than the look.
+        self._journal_path, self._meta_path = str(directory / JOURNAL), str(directory / META)
         self._is_open = False
         self._open(dim)
 
@@ -65,9 +67,9 @@ class MemmapReader(MemmapStore):
     def _up_to_date(self) -> bool:
         """Whether the open files are the store's and the state the newest; moves on where that is all it takes."""
         journal = self._journal
-        inode, _ = _stamp(self.directory / JOURNAL)
+        inode, _ = _stamp(self._journal_path)
         if journal is None:
-            return inode == 0 and _stamp(self.directory / META) == self._meta_seen
+            return inode == 0 and _stamp(self._meta_path) == self._meta_seen
         if inode != journal.inode or journal.pending:
             return False
         if journal.generation == self._opened.generation:
@@ -106,9 +108,9 @@ class MemmapReader(MemmapStore):
                 if _stamp(self.directory / NODES)[0] != os.fstat(guard).st_ino:
                     return False
                 journal = self._journal
-                if _stamp(self.directory / JOURNAL)[0] != (journal.inode if journal is not None else 0):
+                if _stamp(self._journal_path)[0] != (journal.inode if journal is not None else 0):
                     return False
-                self._meta_seen = _stamp(self.directory / META)
+                self._meta_seen = _stamp(self._meta_path)
                 meta = load_meta(self.directory, dim, self.url)
                 if journal is None:
                     self._opened = open_at_rest(self.directory, meta, writable=False)
@@ -214,7 +216,7 @@ def _newest(journal: Journal) -> tuple[int, State]:
         raise CorruptionError(f"{journal.path}: expected the entry of {journal.generation}: {error}") from error
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _stamp(path: str | Path) -> tuple[int, int]:
     """Inode and time of change; zeros when there is no such file."""
     try:
         status = os.stat(path)

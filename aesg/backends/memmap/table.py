@@ -143,7 +143,7 @@ class PendingRecords:
 
     * appended rows are in the file already, past the committed ones, where nobody looks;
     * a few changed rows are copied whole (`_copies`, found through `_slot_of`);
-    * a column changed at many rows is held whole (`_columns`).
+    * a column changed at many rows is held whole (`_columns`), or as far as a transform has come (`_filled`).
 
     Attributes:
         base_count: Committed records.
@@ -160,6 +160,7 @@ class PendingRecords:
         self._copies = np.empty(0, file.dtype)
         self._copied = 0
         self._columns: Columns = {}
+        self._filled: dict[str, int] = {}  # rows of a held column that count; past them the file does
 
     @property
     def changed(self) -> bool:
@@ -171,8 +172,8 @@ class PendingRecords:
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
         out = self.file.gather(field, rows)
         if field in self._columns:
-            old = rows < self.base_count
-            out[old] = self._columns[field][rows[old]]
+            held = rows < self._filled[field]
+            out[held] = self._columns[field][rows[held]]
         if self._slot_of is not None:
             slots = self._slot_of[np.minimum(rows, self.base_count)]
             hit = np.flatnonzero(slots)
@@ -182,8 +183,8 @@ class PendingRecords:
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         out = self.file.chunk(field, start, stop)
-        if field in self._columns and start < self.base_count:
-            part = self._columns[field][start : min(stop, self.base_count)]
+        if field in self._columns and start < self._filled[field]:
+            part = self._columns[field][start : min(stop, self._filled[field])]
             out[: len(part)] = part
         if self._copied:
             rows = self._copied_rows[: self._copied]
@@ -214,9 +215,10 @@ class PendingRecords:
         column_bytes = sum(self.file.dtype[field].itemsize for field in columns if field not in self._columns)
         if len(rows) > _SPARSE_ROWS and len(rows) * self.file.dtype.itemsize > self.base_count * column_bytes:
             for field in columns:
-                self._hold_column(field)
+                self._hold(field, self.base_count)
         held = {field for field in columns if field in self._columns}
         for field in held:
+            self._hold(field, self.base_count)
             self._columns[field][rows] = columns[field]
         if len(held) < len(columns):
             places = self._copy(rows)
@@ -231,20 +233,44 @@ class PendingRecords:
     def put_chunk(self, start: int, columns: Columns) -> None:
         """Overwrite fields of the rows from `start` on; what did not change costs nothing."""
         for field, values in columns.items():
+            stop = start + len(values)
+            if stop <= self.base_count and 0 < start == self._filled.get(field):
+                self._fill(field, start, values)  # a transform goes on that changes the column everywhere
+                continue
             # Bit by bit: 0.0 and -0.0 are equal, and a NaN that another program left is not even equal to itself.
             bits = f"u{self.file.dtype[field].base.itemsize}"
-            now = self.chunk(field, start, start + len(values))
+            now = self.chunk(field, start, stop)
             differs = now.view(bits) != np.ascontiguousarray(values).view(bits)
             changed = np.flatnonzero(differs.any(axis=1) if differs.ndim > 1 else differs)
             if not len(changed):
                 continue
-            if len(changed) > len(values) // 16 and start < self.base_count:
-                self._hold_column(field)
+            dense = len(changed) > len(values) // 16 and stop <= self.base_count
+            if dense and field not in self._columns:
+                self._hold(field, start)
+                self._fill(field, start, values)
+                continue
             self.write(start + changed, {field: values[changed]})
 
-    def _hold_column(self, field: str) -> None:
+    def _hold(self, field: str, stop: int) -> None:
+        """Hold a column, with at least its first `stop` rows."""
         if field not in self._columns:
-            self._columns[field] = self.chunk(field, 0, self.base_count)
+            kind = self.file.dtype[field]
+            self._columns[field] = np.empty((self.base_count, *kind.shape), kind.base)
+            self._filled[field] = 0
+        filled = self._filled[field]
+        if filled < stop:
+            self._columns[field][filled:stop] = self.chunk(field, filled, stop)
+            self._filled[field] = stop
+
+    def _fill(self, field: str, start: int, values: Array) -> None:
+        """Append to what is held of a column, which ends at `start`."""
+        stop = start + len(values)
+        self._columns[field][start:stop] = values
+        self._filled[field] = stop
+        if self._copied:
+            rows = self._copied_rows[: self._copied]
+            inside = np.flatnonzero((rows >= start) & (rows < stop))
+            self._copies[field][inside] = values[rows[inside] - start]
 
     def _copy(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Slots of the copies of rows, which are made where there are none."""
@@ -256,7 +282,8 @@ class PendingRecords:
         if len(missing):
             copies = self.file.records(missing)
             for field, column in self._columns.items():
-                copies[field] = column[missing]
+                held = missing < self._filled[field]
+                copies[field][held] = column[missing[held]]
             end = self._copied + len(missing)
             if end > len(self._copies):
                 room = max(end, 2 * len(self._copies), 64)
@@ -274,8 +301,8 @@ class PendingRecords:
     # Committing
 
     def held_columns(self) -> Columns:
-        """Whole columns to overwrite, each [base_count]; before the records."""
-        return self._columns
+        """Columns to overwrite, as many of the first rows as are given; before the records."""
+        return {field: column[: self._filled[field]] for field, column in self._columns.items()}
 
     def copied_records(self) -> tuple[npt.NDArray[np.int64], Array]:
         """Rows and whole records to overwrite."""
@@ -283,8 +310,8 @@ class PendingRecords:
 
     def apply(self) -> None:
         """Store the changes into the file, and count the appended records as committed."""
-        for field, column in self._columns.items():
-            self.file.store(field, slice(0, self.base_count), column)
+        for field, column in self.held_columns().items():
+            self.file.store(field, slice(0, len(column)), column)
         if self._copied:
             rows, records = self.copied_records()
             self.file.whole[rows] = records.view(self.file.whole.dtype)

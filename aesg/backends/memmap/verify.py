@@ -48,7 +48,7 @@ def check_sample(files: Files, state: State) -> None:
 
 
 def _spread(count: int) -> npt.NDArray[np.int64]:
-    return np.unique(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64))
+    return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
 
 
 class _Report:
