@@ -639,7 +639,7 @@ BAD_FUNCTIONS = {
 
 @pytest.mark.parametrize("name", BAD_FUNCTIONS)
 def test_a_bad_transform_is_rolled_back_whole(empty, name, monkeypatch):
-    monkeypatch.setattr("aesg.backends.base.CHUNK_BYTES", 1 << 15)
+    monkeypatch.setattr("aesg.backends.parts.CHUNK_BYTES", 1 << 15)
     fill(empty, 2000)  # several chunks, the first ones of which go well
     error, bad = BAD_FUNCTIONS[name]
     calls = []

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from store_support import assert_same, check_within, contents
 
 import aesg
-from aesg.backends import base
+from aesg.backends import parts
 from aesg.backends.memmap import compact, directory, ids, redo, table, tables, verify, writer
 from aesg.errors import TransactionError
 from aesg.protocols import Durability
@@ -308,7 +308,7 @@ def make_small(monkeypatch):
     monkeypatch.setattr(writer, "_JOURNALED_TAIL", 1000)
     monkeypatch.setattr(directory, "MIN_NODES", 1)
     monkeypatch.setattr(directory, "MIN_EDGES", 1)
-    monkeypatch.setattr(base, "_chunk_size", lambda given, *rest: 23 if given is None else int(given))
+    monkeypatch.setattr(parts, "_chunk_size", lambda given, *rest: 23 if given is None else int(given))
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,7 @@ def test_030_reads_what_was_closed_here(disk_url, tmp_path, by_030, open_store, 
             graph.edges.append([0] * 2000, [1] * 2000)
             graph.events.append(events(EventType.MERGE, np.arange(99)))
         if end == "recovered":
+            store.flush()  # so that meta.npy speaks of more room than there are records
             graph = store.transaction()
             graph.nodes.append(batch(900, 90_000, dim=DIM))
             graph.edges.append([0] * 2000, [1] * 2000)
@@ -427,8 +428,8 @@ def test_meta_is_the_bytes_that_numpy_saves(tmp_path):
 def test_records_have_the_layout_of_030(dim):
     kind = node_dtype(dim)
     assert kind.itemsize == 53 + 4 * dim
-    offsets = {"id": 0, "vector": 8, "created_at": 8, "modified_at": 16, "use_frequency": 24, "relevance": 28, "age": 32,
-               "stability": 36, "region_id": 40, "is_active": 44, "head_edge_idx": 45}  # fmt: skip
+    offsets = {"id": 0, "vector": 8, "created_at": 8, "modified_at": 16, "use_frequency": 24, "relevance": 28,
+               "age": 32, "stability": 36, "region_id": 40, "is_active": 44, "head_edge_idx": 45}  # fmt: skip
     for name, (_, offset) in kind.fields.items():
         assert offset == offsets[name] + (4 * dim if name not in ("id", "vector") else 0)
     assert EDGE_DTYPE.itemsize == 36

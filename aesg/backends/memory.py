@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg import records
-from aesg.backends.base import Store, Tables, WritableTables
+from aesg.backends.base import Store
 from aesg.backends.registry import Backend, Mode
+from aesg.backends.tables import Tables, WritableTables
 from aesg.backends.url import StoreURL
 from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import (

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from aesg.backends.base import Store, Tables
+from aesg.backends.base import Store
 from aesg.backends.memmap.directory import Opened
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import find_violations
+from aesg.backends.tables import Tables
 from aesg.protocols import (
     Atomicity,
     Capabilities,

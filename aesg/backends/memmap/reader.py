@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from aesg.backends.base import Tables, WritableTables
 from aesg.backends.files import WriterLock, commit_lock, os_errors
 from aesg.backends.journal import Journal
 from aesg.backends.memmap import redo
@@ -33,6 +32,7 @@ from aesg.backends.memmap.format import META, NODES
 from aesg.backends.memmap.handle import MemmapStore
 from aesg.backends.memmap.tables import State
 from aesg.backends.memmap.verify import check_sample
+from aesg.backends.tables import Tables, WritableTables
 from aesg.errors import CorruptionError, LockedError, NotFoundError, ReadOnlyError, StorageError
 from aesg.protocols import Durability
 from aesg.records import Rows

@@ -17,11 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg import records
-from aesg.backends.base import WritableTables
 from aesg.backends.files import os_errors, read_exactly, write_all
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
 from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
+from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError
 from aesg.records import EVENT_DTYPE, JSON, Adjacency, Columns, Ids, Refs, Rows
 

@@ -21,7 +21,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from aesg.backends.base import Tables, WritableTables
 from aesg.backends.files import WriterLock, commit_lock, os_errors, sync_directory
 from aesg.backends.journal import Journal
 from aesg.backends.memmap import redo
@@ -45,6 +44,7 @@ from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import check_sample
+from aesg.backends.tables import Tables, WritableTables
 from aesg.errors import CapacityError, InvalidInputError, StorageError
 from aesg.protocols import Durability
 from aesg.records import EVENT_DTYPE, Rows

@@ -1,0 +1,302 @@
+"""The parts of a graph as callers have them: nodes, edges, events and attributes, over any view of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg import records
+from aesg.backends import checks
+from aesg.backends.tables import Tables, WritableTables
+from aesg.errors import ConflictError, InvalidInputError, NotFoundError
+from aesg.protocols import ColumnFn
+from aesg.records import JSON, Adjacency, Columns, NodeBatch, Refs, Rows
+
+CHUNK_BYTES: Final = 1 << 20
+"""A chunk of a scan or a transform: fits a core's L2 cache, so that a second column costs no memory trip."""
+
+
+class View(Protocol):
+    """Where the parts of a graph get their tables from: a store, a transaction or a snapshot."""
+
+    @property
+    def url(self) -> str: ...
+
+    def reading(self) -> AbstractContextManager[Tables]: ...
+
+    def writing(self, *, in_steps: bool = False) -> AbstractContextManager[WritableTables]:
+        """`in_steps`: the block writes more than once, so that any exception leaves a half-done change."""
+
+
+class Nodes:
+    """`NodeStore` over a view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        with self._view.reading() as tables:
+            return tables.node_count
+
+    def append(self, batch: NodeBatch) -> Rows:
+        with self._view.writing() as tables:
+            columns = checks.complete_batch(batch, tables, self._view.url)
+            first = tables.node_count
+            if len(columns["id"]):
+                tables.append_nodes(columns)
+            return np.arange(first, tables.node_count, dtype=np.int64)
+
+    def read(self, rows: npt.ArrayLike, fields: Sequence[str] | None = None) -> Columns:
+        names = checks.field_names(fields, records.NODE_FIELDS, "node", self._view.url)
+        with self._view.reading() as tables:
+            return tables.read_nodes(checks.positions(rows, "row", tables.node_count, self._view.url), names)
+
+    def write(self, rows: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
+        with self._view.writing() as tables:
+            where = checks.positions(rows, "row", tables.node_count, self._view.url)
+            checked = checks.node_columns(columns, len(where), tables.vector_dim, self._view.url)
+            if len(where) and checked:
+                tables.write_nodes(where, checked)
+
+    def scan(self, fields: Sequence[str] | None = None, chunk_rows: int | None = None) -> Iterator[Columns]:
+        names = checks.field_names(fields, records.NODE_FIELDS, "node", self._view.url)
+        with self._view.reading() as tables:
+            count = tables.node_count
+            size = _chunk_size(chunk_rows, tables.node_bytes(), self._view.url)
+        for start, stop in _chunks(count, size):
+            with self._view.reading() as tables:
+                _check_scanned(stop, tables.node_count, self._view.url)
+                columns = tables.node_chunk(start, stop, names)
+            yield columns
+
+    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
+        names = checks.field_names(reads, records.NODE_FIELDS, "node", self._view.url)
+        writes = checks.field_names(
+            writes, dict.fromkeys(sorted(records.NODE_WRITABLE)), "writable node", self._view.url
+        )
+        with self._view.writing(in_steps=True) as tables:
+            size = _chunk_size(None, tables.node_bytes(), self._view.url)
+            for start, stop in _chunks(tables.node_count, size):
+                out = _apply(fn, tables.node_chunk(start, stop, names), writes, self._view.url)
+                columns = checks.node_columns(out, stop - start, tables.vector_dim, self._view.url)
+                if columns:
+                    tables.put_node_chunk(start, columns)
+
+    def rows_of(self, ids: npt.ArrayLike) -> Rows:
+        array = checks.as_array(ids, "ids", self._view.url)
+        if array.ndim == 0:
+            array = array.reshape(1)
+        if array.ndim != 1:
+            raise InvalidInputError(f"{self._view.url}: ids must be one-dimensional, not of shape {array.shape}")
+        if not array.size:
+            return np.empty(0, np.int64)
+        wanted = checks.column("id", array, len(array), records.NODE_FIELDS["id"], self._view.url)
+        with self._view.reading() as tables:
+            return tables.rows_of(np.ascontiguousarray(wanted))
+
+
+class Edges:
+    """`EdgeStore` over a view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        with self._view.reading() as tables:
+            return tables.edge_slots - tables.removed_edges
+
+    def append(
+        self,
+        source_rows: npt.ArrayLike,
+        target_rows: npt.ArrayLike,
+        weight: npt.ArrayLike = 1.0,
+        confidence: npt.ArrayLike = 1.0,
+    ) -> Refs:
+        url = self._view.url
+        with self._view.writing() as tables:
+            sources = checks.positions(source_rows, "row", tables.node_count, url)
+            targets = checks.positions(target_rows, "row", tables.node_count, url)
+            if len(sources) != len(targets):
+                raise InvalidInputError(f"{url}: {len(sources)} source rows but {len(targets)} target rows")
+            columns = {"source_row": sources, "target_row": targets}
+            columns |= checks.edge_columns({"weight": weight, "confidence": confidence}, len(sources), url)
+            first = tables.edge_slots
+            if len(sources):
+                tables.append_edges(columns)
+            return np.arange(first, tables.edge_slots, dtype=np.int64)
+
+    def out_edges(self, rows: npt.ArrayLike) -> Adjacency:
+        with self._view.reading() as tables:
+            return tables.out_edges(checks.positions(rows, "row", tables.node_count, self._view.url))
+
+    def read(self, refs: npt.ArrayLike, fields: Sequence[str] | None = None) -> Columns:
+        names = checks.field_names(fields, records.EDGE_FIELDS, "edge", self._view.url)
+        with self._view.reading() as tables:
+            return tables.read_edges(self._present(refs, tables), names)
+
+    def write(self, refs: npt.ArrayLike, **columns: npt.ArrayLike) -> None:
+        with self._view.writing() as tables:
+            where = self._present(refs, tables)
+            checked = checks.edge_columns(columns, len(where), self._view.url)
+            if len(where) and checked:
+                tables.write_edges(where, checked)
+
+    def remove(self, refs: npt.ArrayLike) -> None:
+        with self._view.writing() as tables:
+            where = self._present(refs, tables)
+            if len(np.unique(where)) != len(where):
+                raise NotFoundError(f"{self._view.url}: an edge is to be removed twice")
+            if len(where):
+                tables.remove_edges(where)
+
+    def degrees(self, rows: npt.ArrayLike) -> npt.NDArray[Any]:
+        return self.out_edges(rows).degrees
+
+    def scan(self, fields: Sequence[str] | None = None, chunk_edges: int | None = None) -> Iterator[Columns]:
+        names = checks.field_names(fields, records.EDGE_FIELDS, "edge", self._view.url)
+        size = _chunk_size(chunk_edges, 36, self._view.url)
+        with self._view.reading() as tables:
+            count = tables.edge_slots
+        for start, stop in _chunks(count, size):
+            refs = np.arange(start, stop, dtype=np.int64)
+            with self._view.reading() as tables:
+                _check_scanned(stop, tables.edge_slots, self._view.url)
+                columns = tables.edge_chunk(start, stop, names)
+                gone = tables.removed(refs) if tables.removed_edges else None
+            columns["ref"] = refs
+            if gone is not None and gone.any():
+                columns = {name: values[~gone] for name, values in columns.items()}
+            if len(columns["ref"]):
+                yield columns
+
+    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
+        names = checks.field_names(reads, records.EDGE_FIELDS, "edge", self._view.url)
+        writes = checks.field_names(
+            writes, dict.fromkeys(sorted(records.EDGE_WRITABLE)), "writable edge", self._view.url
+        )
+        with self._view.writing(in_steps=True) as tables:
+            for start, stop in _chunks(tables.edge_slots, _chunk_size(None, 36, self._view.url)):
+                given = tables.edge_chunk(start, stop, names)
+                live = None
+                if tables.removed_edges:  # `fn` never sees those: whatever they hold, it need not make sense of it
+                    live = np.flatnonzero(~tables.removed(np.arange(start, stop, dtype=np.int64)))
+                    given = {name: values[live] for name, values in given.items()}
+                count = stop - start if live is None else len(live)
+                out = checks.edge_columns(_apply(fn, given, writes, self._view.url), count, self._view.url)
+                if live is not None:
+                    spread = tables.edge_chunk(start, stop, tuple(out))
+                    for name, values in out.items():
+                        spread[name][live] = values
+                    out = spread
+                if out:
+                    tables.put_edge_chunk(start, out)
+
+    def _present(self, refs: npt.ArrayLike, tables: Tables) -> Refs:
+        where = checks.positions(refs, "edge", tables.edge_slots, self._view.url)
+        if tables.removed_edges and len(where):
+            gone = tables.removed(where)
+            if gone.any():
+                raise NotFoundError(f"{self._view.url}: edge {int(where[gone][0])} was removed")
+        return where
+
+
+class Events:
+    """`EventLog` over a view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __len__(self) -> int:
+        with self._view.reading() as tables:
+            return tables.event_count
+
+    def append(self, events: npt.NDArray[Any]) -> None:
+        array = np.atleast_1d(checks.as_array(events, "events", self._view.url))
+        kind, names = records.EVENT_DTYPE, records.EVENT_DTYPE.names or ()
+        if array.ndim != 1 or array.dtype.names != names or any(array.dtype[name] != kind[name] for name in names):
+            raise InvalidInputError(f"{self._view.url}: events must be a one-dimensional array of records.EVENT_DTYPE")
+        if not checks.is_finite(array["val"]):
+            raise InvalidInputError(f"{self._view.url}: an event's val must be finite")
+        with self._view.writing() as tables:
+            if len(array):
+                # Field by field: the padding of the record is zero, whatever the caller's array has there.
+                clean = np.zeros(len(array), records.EVENT_DTYPE)
+                for name in array.dtype.names or ():
+                    clean[name] = array[name]
+                tables.append_events(clean)
+
+    def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        with self._view.reading() as tables:
+            first, last, _ = slice(start, stop).indices(tables.event_count)
+            return tables.read_events(first, max(first, last))
+
+
+class Attrs(MutableMapping[str, JSON]):
+    """JSON attributes over a view. Values given back are copies: assign to change."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def __getitem__(self, name: str) -> JSON:
+        with self._view.reading() as tables:
+            if name not in tables.attrs:
+                raise NotFoundError(f"{self._view.url}: no attribute {name!r}; there are: {', '.join(tables.attrs)}")
+            return copy.deepcopy(tables.attrs[name])
+
+    def __setitem__(self, name: str, value: JSON) -> None:
+        if not isinstance(name, str):
+            raise InvalidInputError(f"{self._view.url}: an attribute's name is a string, not {name!r}")
+        try:
+            clean = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{self._view.url}: attribute {name!r} is not JSON: {error}") from error
+        with self._view.writing() as tables:
+            tables.set_attrs({**tables.attrs, name: clean})
+
+    def __delitem__(self, name: str) -> None:
+        self[name]  # KeyError before anything is written
+        with self._view.writing() as tables:
+            tables.set_attrs({k: v for k, v in tables.attrs.items() if k != name})
+
+    def __iter__(self) -> Iterator[str]:
+        with self._view.reading() as tables:
+            return iter(tuple(tables.attrs))
+
+    def __len__(self) -> int:
+        with self._view.reading() as tables:
+            return len(tables.attrs)
+
+    def __repr__(self) -> str:
+        return f"Attrs({dict(self)!r})"
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def _check_scanned(stop: int, count: int, url: str) -> None:
+    if stop > count:
+        raise ConflictError(f"{url}: the store was compacted during the scan; begin it anew")
+
+
+def _apply(fn: ColumnFn, columns: Columns, writes: Sequence[str], url: str) -> Columns:
+    out = fn(columns)
+    if not isinstance(out, Mapping) or set(out) != set(writes):
+        returned = sorted(map(str, out)) if isinstance(out, Mapping) else type(out).__name__
+        raise InvalidInputError(f"{url}: transform: fn returned {returned}, not {sorted(writes)} as announced")
+    return out
+
+
+def _chunk_size(given: int | None, item_bytes: int, url: str) -> int:
+    if given is None:
+        return max(256, CHUNK_BYTES // item_bytes)
+    if not hasattr(given, "__index__") or given < 1:
+        raise InvalidInputError(f"{url}: a chunk has a whole number of rows and at least 1, not {given!r}")
+    return given
