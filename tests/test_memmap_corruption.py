@@ -207,6 +207,19 @@ def test_a_file_of_another_store(closed, tmp_path, name, dim, examine):
         assert found.get("error") == "CorruptionError" or found.get("violations"), found
 
 
+def test_an_index_of_another_store_is_not_believed(specimens, tmp_path, examine, monkeypatch):
+    monkeypatch.setattr(ids, "_WORTH_KEEPING", 1)
+    closed = specimens.copy("closed", tmp_path / "store")
+    with aesg.open(tmp_path / "other", vector_dim=DIM) as other:
+        other.nodes.append(batch(55, 70_000))
+    assert (closed / "ids.index").stat().st_size == (tmp_path / "other" / "ids.index").stat().st_size
+    shutil.copyfile(tmp_path / "other" / "ids.index", closed / "ids.index")
+    for mode in ("r", "a"):
+        found = examine(closed, mode)
+        assert found["violations"] == []
+        assert found["digest"] == specimens.digests["closed"]
+
+
 @pytest.mark.parametrize("name", ["nodes.aesg", "edges.aesg", "meta.npy", "store.json", "evolution.aesglog"])
 def test_a_directory_where_a_file_should_be(closed, name):
     (closed / name).unlink()
@@ -729,6 +742,8 @@ def test_every_region_of_a_guarded_file(specimens, tmp_path, examine, condition,
         (newest,) = struct.unpack_from("<Q", (specimens.directory(condition) / name).read_bytes(), 72)
         places = [*range(64, 88), *range(4096, 4200, 3), *range(newest, newest + 120, 3)]
         tries |= {(at, mode) for at in places for mode in "ar"}
+        if "applied" in condition:  # one word has no other to be checked against: that says what a reader is to believe
+            tries -= {(at, "r") for at in range(80, 88)}
     for at, mode in sorted(tries):
         left = specimens.copy(condition, tmp_path / "store")
         data = bytearray((left / name).read_bytes())

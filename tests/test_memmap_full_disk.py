@@ -224,8 +224,9 @@ def test_flushing_and_compacting_on_a_full_disk(store, disk):
         assert len(again.nodes) == 3012 - 495
 
 
-@pytest.mark.parametrize("at", range(12))
-def test_the_disk_fills_up_at_any_point_of_a_checkpoint(tmp_path, durability, monkeypatch, at):
+@pytest.mark.parametrize("again", [True, False], ids=["again", "once"])
+@pytest.mark.parametrize("at", range(1, 20))
+def test_the_disk_fills_up_at_any_point_of_a_checkpoint(tmp_path, durability, monkeypatch, at, again):
     """The commit stands all the same, and whoever comes next finds it."""
     path = tmp_path / "store"
     store = aesg.open(f"memmap://{path}?durability={durability}", vector_dim=DIM)
@@ -257,6 +258,8 @@ def test_the_disk_fills_up_at_any_point_of_a_checkpoint(tmp_path, durability, mo
             except CapacityError:
                 assert store.attrs.get("k", 0) == k - 1, "it said that nothing was applied"
                 commit(k)
+            if not again:
+                monkeypatch.setattr(writer, "_CHECKPOINT_BYTES", dict.fromkeys(Durability, 1 << 30))
     commit(3)
     wanted = contents(store)
     assert store.attrs["k"] == 3

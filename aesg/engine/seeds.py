@@ -103,9 +103,10 @@ def nearest(
     best = _Best(len(asking), k, min_similarity)
     wanted = np.ascontiguousarray(directions[asking].T)
     first = 0
-    for chunk in graph.nodes.scan(["vector"] if include_pruned else ["vector", "is_active"]):
-        best.offer(first, _similarities(chunk["vector"], None if include_pruned else chunk["is_active"], wanted))
-        first += len(chunk["vector"])
+    with np.errstate(all="ignore"):  # around the loop: what makes a vector odd is looked for in each chunk
+        for chunk in graph.nodes.scan(["vector"] if include_pruned else ["vector", "is_active"]):
+            best.offer(first, _similarities(chunk["vector"], None if include_pruned else chunk["is_active"], wanted))
+            first += len(chunk["vector"])
     lanes, rows = best.candidates()
     exact, _ = cosines(read(graph, rows, ["vector"])["vector"], directions[asking][lanes])
     order = np.lexsort((rows, -exact, lanes))
@@ -119,17 +120,16 @@ def nearest(
 
 def _similarities(vectors: Vectors, is_active: npt.NDArray[np.uint8] | None, wanted: Vectors) -> Floats:
     """Cosines of a chunk [n, D] with unit directions [D, b]: float32 [n, b], -inf for rows that cannot seed."""
-    with np.errstate(all="ignore"):
-        squares = np.vecdot(vectors, vectors)
-        out = _product(vectors, wanted)
-        out /= np.sqrt(squares)[:, None]
+    squares = np.vecdot(vectors, vectors)
+    out = _product(vectors, wanted)
+    out /= np.sqrt(squares)[:, None]
     # This runs for every thousand rows of the store: what is not there is not looked for one by one.
     if not (squares.min() > _TINY and squares.max() < _HUGE):
         odd = np.flatnonzero(~((squares > _TINY) & (squares < _HUGE)))
         again = units(vectors[odd])
         out[odd] = again @ wanted
         out[odd[~np.asarray(again.any(axis=1))]] = -np.inf
-    if is_active is not None and not is_active.all():
+    if is_active is not None and not is_active.min():
         out[is_active == 0] = -np.inf
     return out
 
@@ -158,6 +158,8 @@ class _Best:
 
     def offer(self, first: int, similarity: Floats) -> None:
         """Take what is good enough of the rows from `first` on; similarity: float32 [n, lanes]."""
+        if len(self._bounds) == 1 and similarity.max() < self._bounds[0]:
+            return  # most chunks of a large graph, when one query asks
         hits = similarity >= self._bounds
         count = int(np.count_nonzero(hits))
         if not count:
