@@ -101,6 +101,11 @@ def replace_file(path: Path, data: bytes, *, sync: bool) -> None:
             sync_directory(path.parent)
 
 
+def sync_data(fd: int) -> None:
+    """Bring a file's content to the disk, and of its metadata what is needed to find it."""
+    getattr(os, "fdatasync", os.fsync)(fd)  # macOS has no fdatasync
+
+
 def sync_directory(path: Path) -> None:
     """Make renames and creations in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

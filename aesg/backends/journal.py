@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from aesg.backends.files import boot_id, os_errors, read_exactly, replace_file, write_all
+from aesg.backends.files import boot_id, os_errors, read_exactly, replace_file, sync_data, write_all
 from aesg.errors import CorruptionError, FormatVersionError
 
 _MAGIC: Final = b"AESGJRN1"
@@ -120,7 +120,7 @@ class Journal:
                 os.fsync(self._fd)
             write_all(self._fd, [head, *parts, padding], at)
             if self._sync:
-                os.fdatasync(self._fd)
+                sync_data(self._fd)
         self._end = end
         # In this order: between the two the entry is pending, and no reader takes its state before it is applied.
         self._words[_GENERATION] = generation

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from aesg.backends.files import os_errors, write_all
 from aesg.backends.memmap.format import EDGE_DTYPE, EDGES, END, MIN_EDGES, MIN_NODES, NODES, REMOVED
-from aesg.backends.memmap.tables import MemmapTables, State
+from aesg.backends.memmap.tables import MemmapTables, State, linked
 from aesg.records import Rows
 
 _CHUNK: Final = 1 << 18
@@ -86,15 +86,8 @@ def _write_edges(tables: MemmapTables, out: _Output, row_map: Rows, heads: npt.N
         source, target = (np.where(rows >= 0, row_map[rows], -1) if len(row_map) else rows for rows in ends)
         kept = (source >= 0) & (target >= 0)
         new, source = old[live[kept]], source[kept]
-        order = np.argsort(source, kind="stable")
-        ordered = source[order]
-        begins = np.append(True, ordered[1:] != ordered[:-1])[: len(ordered)]
-        points_to = np.empty(len(order), np.int64)
-        points_to[1:] = written + order[:-1]
-        points_to[begins] = heads[ordered[begins]]
-        new["next_edge_idx"][order] = points_to
-        last = np.append(begins[1:], True)[: len(ordered)]
-        heads[ordered[last]] = written + order[last]
+        new["next_edge_idx"], rows, newest = linked(source, written, heads.__getitem__)
+        heads[rows] = newest
         out.write(new)
         written += len(new)
     return written

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from aesg.backends.files import os_errors, write_all
+from aesg.backends.files import os_errors, sync_data, write_all
 from aesg.records import Columns
 
 Array = npt.NDArray[Any]
@@ -127,7 +127,7 @@ class RecordFile:
     def sync(self) -> None:
         """Bring the file to the disk."""
         with os_errors("syncing", self.path):
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
 
     def close(self) -> None:
         """Close the file. Mappings go with the arrays that refer to them."""

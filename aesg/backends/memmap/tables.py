@@ -8,7 +8,7 @@ crash of 0.3.0 tied into a knot is an error here, not an endless loop.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg import records
-from aesg.backends.files import os_errors, read_exactly, write_all
+from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
 from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
@@ -98,7 +98,7 @@ class EventFile:
     def sync(self) -> None:
         """Bring the file to the disk."""
         with os_errors("syncing", self.path):
-            os.fdatasync(self.fd)
+            sync_data(self.fd)
 
     def close(self) -> None:
         """Close the file."""
@@ -151,6 +151,33 @@ class Files:
         self.nodes.close()
         self.edges.close()
         self.events.close()
+
+
+def linked(
+    sources: Rows, first: int, heads_of: Callable[[Rows], npt.NDArray[np.int64]]
+) -> tuple[npt.NDArray[np.int64], Rows, npt.NDArray[np.int64]]:
+    """Put new edges at the heads of their sources' lists.
+
+    Args:
+        sources: int64 [n], the source of each edge, oldest edge first.
+        first: Ref of the first of them; the others follow.
+        heads_of: Gives the present list heads of rows.
+
+    Returns:
+        next_edge_idx of each edge, int64 [n]; the distinct sources, and the new head of each.
+    """
+    # By source, oldest first: each edge points to the one before it, the first to what was the head.
+    order = np.argsort(sources, kind="stable")
+    ordered = sources[order]
+    begins = np.ones(len(sources), np.bool_)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    points_to = np.empty(len(sources), np.int64)
+    points_to[1:] = first + order[:-1]
+    points_to[begins] = heads_of(ordered[begins])
+    pointers = np.empty(len(sources), np.int64)
+    pointers[order] = points_to
+    ends = np.flatnonzero(np.append(begins[1:], True)[: len(sources)])
+    return pointers, ordered[ends], first + order[ends]
 
 
 class MemmapTables(WritableTables):
@@ -321,18 +348,11 @@ class MemmapTables(WritableTables):
         new["target_id"] = self.nodes.gather("id", columns["target_row"])
         new["weight"] = columns["weight"]
         new["confidence"] = columns["confidence"]
-        # Edges by source, oldest first: each points to the one before it, the first to what was the head.
-        order = np.argsort(sources, kind="stable")
-        ordered = sources[order]
-        begins = np.ones(n, np.bool_)
-        begins[1:] = ordered[1:] != ordered[:-1]
-        points_to = np.empty(n, np.int64)
-        points_to[1:] = first + order[:-1]
-        points_to[begins] = self.nodes.gather("head_edge_idx", ordered[begins])
-        new["next_edge_idx"][order] = points_to
-        ends = np.append(begins[1:], True)
+        new["next_edge_idx"], rows, heads = linked(
+            sources, first, lambda rows: self.nodes.gather("head_edge_idx", rows)
+        )
         self.pending_edges.append(new)
-        self.pending_nodes.write(ordered[ends], {"head_edge_idx": first + order[ends]})
+        self.pending_nodes.write(rows, {"head_edge_idx": heads})
         self.state = self.state.grown(edges=n)
 
     def write_edges(self, refs: Refs, columns: Columns) -> None:
