@@ -699,6 +699,38 @@ def test_a_transaction_sees_its_writes_and_nobody_else_does(store):
     assert store.verify() == []
 
 
+def test_many_and_few_rows_again_and_again_in_one_transaction(empty):
+    """Against plain arrays, which are written to in the same order."""
+    fill(empty, 1500)
+    rng = np.random.default_rng(4)
+    wanted = empty.nodes.read(np.arange(1500))
+    with empty.transaction() as graph:
+        for turn in range(12):
+            rows = rng.integers(0, 1500, [3, 1400, 40, 2000][turn % 4])
+            age, vector = rng.integers(0, 2**32, len(rows)), rng.standard_normal((len(rows), DIM)).astype(np.float32)
+            if turn % 3:
+                graph.nodes.write(rows, age=age)
+            else:
+                graph.nodes.write(rows, age=age, vector=vector)
+                wanted["vector"][rows] = vector
+            wanted["age"][rows] = age
+            if turn % 5 == 2:
+                graph.nodes.transform(
+                    lambda c: {"stability": c["stability"] + c["age"] % 2}, ["stability", "age"], ["stability"]
+                )
+                wanted["stability"] = (wanted["stability"] + wanted["age"] % 2).astype(np.float32)
+            asked = rng.integers(0, 1500, 700)
+            for name, values in graph.nodes.read(asked).items():
+                assert np.array_equal(values, wanted[name][asked]), name
+            at = 0
+            for chunk in graph.nodes.scan(chunk_rows=190):
+                for name, values in chunk.items():
+                    assert np.array_equal(values, wanted[name][at : at + len(values)]), name
+                at += len(chunk["id"])
+    for name, values in empty.nodes.read(np.arange(1500)).items():
+        assert np.array_equal(values, wanted[name]), name
+
+
 def test_rollback_forgets_everything(store):
     before, generation = contents(store), store.generation
     graph = store.transaction()

@@ -313,7 +313,7 @@ def make_small(monkeypatch):
 
 @pytest.mark.parametrize(
     ("machine", "small", "examples"),
-    [(StoreMachine, True, 30), (SyncedMachine, True, 15), (StoreMachine, False, 10)],
+    [(StoreMachine, True, 100), (SyncedMachine, True, 60), (StoreMachine, False, 60)],
     ids=["small", "small-power_loss", "as it is"],
 )
 def test_memmap_is_the_in_memory_reference(machine, small, examples, monkeypatch):
