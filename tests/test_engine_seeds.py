@@ -144,3 +144,59 @@ def test_one_scan_for_all_lanes_of_the_fields_that_matter() -> None:
 def test_units() -> None:
     out = units(np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 0], [1e-45, 0]], np.float32))
     np.testing.assert_allclose(out, [[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0]], rtol=1e-6)
+
+
+class TestRememberedLengths:
+    """A store's second query does not measure its vectors again, and never uses lengths that are out of date."""
+
+    QUERY = np.array([[1, 0.2, 0.1]], np.float32)
+
+    def store(self):
+        store = aesg.open("memory:", vector_dim=3)
+        store.nodes.append(NodeBatch(np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)))
+        return store
+
+    def fresh(self, store, **kwargs):
+        """The answer of a store that nobody has asked before."""
+        other = aesg.open("memory:", vector_dim=3)
+        nodes = store.nodes.read(np.arange(len(store.nodes)), ["vector", "is_active"])
+        other.nodes.append(NodeBatch(nodes["vector"], columns={"is_active": nodes["is_active"]}))
+        return nearest(other, self.QUERY, 10, 0.0, **kwargs)[0]
+
+    def test_the_second_scan_reads_vectors_only(self, monkeypatch):
+        store, asked = self.store(), []
+        scan = type(store.nodes).scan
+        monkeypatch.setattr(
+            type(store.nodes), "scan", lambda s, fields, *rest: (asked.append(fields), scan(s, fields))[1]
+        )
+        first, second = (nearest(store, self.QUERY, 10, 0.0)[0] for _ in range(2))
+        assert asked == [["vector", "is_active"], ["vector"]]
+        assert first.rows.tolist() == second.rows.tolist()
+        assert first.cosines.tolist() == second.cosines.tolist()
+
+    def test_every_commit_makes_them_new(self):
+        store = self.store()
+        best = int(nearest(store, self.QUERY, 10, 0.0)[0].rows[0])
+        changes = [
+            lambda: store.nodes.write([best], is_active=0),
+            lambda: store.nodes.write([7], vector=10 * self.QUERY),
+            lambda: store.nodes.append(NodeBatch(100 * self.QUERY)),
+            lambda: store.nodes.write([8], vector=np.zeros((1, 3))),
+            lambda: store.nodes.write([9], vector=1e-25 * self.QUERY),
+            lambda: store.compact(),
+        ]
+        for change in changes:
+            change()
+            for pruned in (False, True, False):
+                found = nearest(store, self.QUERY, 10, 0.0, include_pruned=pruned)[0]
+                wanted = self.fresh(store, include_pruned=pruned)
+                assert found.rows.tolist() == wanted.rows.tolist()
+                assert found.cosines.tolist() == wanted.cosines.tolist()
+
+    def test_a_transaction_sees_its_own_vectors(self):
+        store = self.store()
+        nearest(store, self.QUERY, 1, 0.0)
+        with store.transaction() as graph:
+            graph.nodes.write([3], vector=50 * self.QUERY)
+            assert nearest(graph, self.QUERY, 1, 0.0)[0].rows.tolist() == [3]
+            assert nearest(store, self.QUERY, 1, 0.0)[0].rows.tolist() != [3]

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from aesg.engine.lengths import Lengths
 from aesg.protocols import Graph
 from aesg.records import Columns, Rows, Vectors
 
@@ -29,6 +30,7 @@ with another busy process beside it that takes a hundred times as long as doing 
 _TINY: Final = 1e-30
 _HUGE: Final = 1e30
 """Squared lengths outside of these are measured again in float64."""
+_NO_ROWS: Final[Rows] = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +104,23 @@ def nearest(
         return found
     best = _Best(len(asking), k, min_similarity)
     wanted = np.ascontiguousarray(directions[asking].T)
+    lengths = Lengths(graph, include_pruned)
     first = 0
     with np.errstate(all="ignore"):  # around the loop: what makes a vector odd is looked for in each chunk
-        for chunk in graph.nodes.scan(["vector"] if include_pruned else ["vector", "is_active"]):
-            best.offer(first, _similarities(chunk["vector"], None if include_pruned else chunk["is_active"], wanted))
-            first += len(chunk["vector"])
+        for chunk in graph.nodes.scan(lengths.fields):
+            vectors = chunk["vector"]
+            reciprocal, odd = lengths.known(first, first + len(vectors)), _NO_ROWS
+            if reciprocal is None:
+                is_active = None if include_pruned else _is_active(graph, chunk, first)
+                reciprocal, odd = _reciprocals(vectors, is_active)
+                lengths.measured(reciprocal, complete=not len(odd))
+            similarity = _product(vectors, wanted)
+            similarity *= reciprocal[:, None]
+            if len(odd):
+                similarity[odd] = units(vectors[odd]) @ wanted
+            best.offer(first, similarity)
+            first += len(vectors)
+    lengths.keep()
     lanes, rows = best.candidates()
     exact, _ = cosines(read(graph, rows, ["vector"])["vector"], directions[asking][lanes])
     order = np.lexsort((rows, -exact, lanes))
@@ -118,20 +132,30 @@ def nearest(
     return found
 
 
-def _similarities(vectors: Vectors, is_active: npt.NDArray[np.uint8] | None, wanted: Vectors) -> Floats:
-    """Cosines of a chunk [n, D] with unit directions [D, b]: float32 [n, b], -inf for rows that cannot seed."""
+def _is_active(graph: Graph, chunk: Columns, first: int) -> npt.NDArray[np.uint8]:
+    if "is_active" in chunk:
+        return chunk["is_active"]
+    # Rows that another thread committed between the look at the generation and the scan.
+    return graph.nodes.read(np.arange(first, first + len(chunk["vector"])), ["is_active"])["is_active"]
+
+
+def _reciprocals(vectors: Vectors, is_active: npt.NDArray[np.uint8] | None) -> tuple[Floats, Rows]:
+    """Reciprocal lengths of a chunk [n, D]: float32 [n], NaN for rows that cannot seed.
+
+    Also returns the rows that can, but whose length has to be measured in float64; theirs are NaN too.
+    """
     squares = np.vecdot(vectors, vectors)
-    out = _product(vectors, wanted)
-    out /= np.sqrt(squares)[:, None]
+    out: Floats = 1 / np.sqrt(squares)
+    odd = _NO_ROWS
     # This runs for every thousand rows of the store: what is not there is not looked for one by one.
     if not (squares.min() > _TINY and squares.max() < _HUGE):
         odd = np.flatnonzero(~((squares > _TINY) & (squares < _HUGE)))
-        again = units(vectors[odd])
-        out[odd] = again @ wanted
-        out[odd[~np.asarray(again.any(axis=1))]] = -np.inf
+        out[odd] = np.nan
+        odd = odd[np.asarray(units(vectors[odd]).any(axis=1))]
     if is_active is not None and not is_active.min():
-        out[is_active == 0] = -np.inf
-    return out
+        out[is_active == 0] = np.nan
+        odd = odd[is_active[odd] != 0]
+    return out, odd
 
 
 def _product(vectors: Vectors, wanted: Vectors) -> Floats:
@@ -157,7 +181,7 @@ class _Best:
         self._room = 4 * lanes * (k + _SPARE)
 
     def offer(self, first: int, similarity: Floats) -> None:
-        """Take what is good enough of the rows from `first` on; similarity: float32 [n, lanes]."""
+        """Take what is good enough of the rows from `first` on; similarity: float32 [n, lanes], NaN is never."""
         if len(self._bounds) == 1 and similarity.max() < self._bounds[0]:
             return  # most chunks of a large graph, when one query asks
         hits = similarity >= self._bounds
@@ -166,7 +190,7 @@ class _Best:
             return
         if count > self._room and len(similarity) > self._k:
             last = len(similarity) - self._k
-            kth = np.partition(similarity, last, axis=0)[last]
+            kth = np.partition(np.where(similarity == similarity, similarity, -np.inf), last, axis=0)[last]
             self._bounds = np.maximum(self._bounds, kth - np.float32(_ROUNDING))
             hits = similarity >= self._bounds
         rows, lanes = np.nonzero(hits)
