@@ -13,7 +13,7 @@ import pytest
 
 import aesg
 from aesg.cli.demo import folder, stdlib
-from aesg.cli.demo.corpus import quote
+from aesg.cli.demo.corpus import Passage, quote
 from aesg.cli.demo.embedding import Embedder
 from aesg.cli.demo.tour import SHOWN, _came_from, _path
 from aesg.errors import InvalidInputError, NotFoundError
@@ -347,3 +347,8 @@ def test_without_scikit_learn_it_says_what_to_install(notes, tmp_path):
     assert done.returncode == 2
     assert "pip install 'aesg[demo]'" in done.stderr
     assert not (tmp_path / "memory").exists()
+
+
+def test_a_folder_of_lists_is_asked_in_words_not_in_the_numbers_of_its_items():
+    passage = Passage("notes.md", "1. **Seeds.** The concepts that are nearest to the query. 2. Hops follow.")
+    assert folder._subject(passage) == "The concepts that are nearest to the query"

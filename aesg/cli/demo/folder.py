@@ -182,9 +182,10 @@ def _questions(passages: list[Passage], links: list[Link], most: int = 4) -> lis
 
 
 def _subject(passage: Passage) -> str:
-    """Its title, or its opening words."""
+    """Its title, or the words of its first sentence; the number of a list item is none."""
     title = passage.name.rpartition(" › ")[2] if " › " in passage.name else ""
     if len(title.split()) > 1:
         return title
-    sentence = re.split(r"(?<=[.!?:])\s", passage.text)[0]
-    return " ".join(_WORD.findall(sentence)[:16])
+    sentences = [_WORD.findall(sentence) for sentence in re.split(r"(?<=[.!?:])\s", passage.text)]
+    said = next((words for words in sentences if sum(map(str.isalpha, words)) > 2), _WORD.findall(passage.text))
+    return " ".join(said[:16])
