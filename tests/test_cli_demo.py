@@ -351,4 +351,4 @@ def test_without_scikit_learn_it_says_what_to_install(notes, tmp_path):
 
 def test_a_folder_of_lists_is_asked_in_words_not_in_the_numbers_of_its_items():
     passage = Passage("notes.md", "1. **Seeds.** The concepts that are nearest to the query. 2. Hops follow.")
-    assert folder._subject(passage) == "The concepts that are nearest to the query"
+    assert folder._subject(passage) == "Seeds The concepts that are nearest to the query"
