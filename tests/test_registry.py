@@ -361,3 +361,16 @@ assert "AESGMemory" in aesg.__all__
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("require", [{"snapshots": True}, {"durability": "power_loss"}, {"durabilty": "power_loss"}])
+def test_what_a_new_store_would_not_promise_is_refused_before_it_is_created(tmp_path, require):
+    with pytest.raises((UnsupportedError, InvalidInputError)):
+        aesg.open(tmp_path / "new", vector_dim=3, require=require)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_promise_made_before_opening_is_the_one_kept_after(tmp_path):
+    for options in ({}, {"durability": "power_loss"}):
+        with aesg.open(tmp_path / str(options), vector_dim=3, **options) as store:
+            assert registry.backend("memmap").promises(options) == store.capabilities

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeAlias
 from aesg.backends.files import os_errors
 from aesg.backends.url import StoreURL
 from aesg.errors import BackendNotInstalledError, InvalidInputError, NotFoundError, UnsupportedError
-from aesg.protocols import GraphStore
+from aesg.protocols import Capabilities, GraphStore
 
 Mode: TypeAlias = Literal["a", "r"]
 GROUP: Final = "aesg.backends"
@@ -47,6 +47,8 @@ class Backend:
         summary: One line for people.
         open: `(url, mode, vector_dim, options)` → the store. `vector_dim` is None when the caller gave none; opening
             an existing store then takes the store's own, creating one raises InvalidInputError.
+        promises: What a store opened with these options will promise, so that one which promises too little is refused
+            before it is created; None when only an opened store can tell.
         recognises: Whether a local path holds a store of this backend; must be quick and change nothing.
         options: Name → Option.
     """
@@ -54,6 +56,7 @@ class Backend:
     scheme: str
     summary: str
     open: Callable[[StoreURL, Mode, int | None, Mapping[str, Any]], GraphStore]
+    promises: Callable[[Mapping[str, Any]], Capabilities] | None = None
     recognises: Callable[[Path], bool] = lambda path: False
     options: Mapping[str, Option] = field(default_factory=dict)
 
@@ -158,16 +161,25 @@ def open(
     dim = None if vector_dim is None else int(vector_dim)  # a NumPy integer would end up in files
     parsed = resolve(url)
     found = backend(parsed.scheme)
-    store = found.open(parsed, mode, dim, _options(found, parsed, options))
+    settings = _options(found, parsed, options)
+    if found.promises is not None:
+        _check_promises(found.promises(settings), require, str(parsed))
+    store = found.open(parsed, mode, dim, settings)
     try:
-        lacking = store.capabilities.missing(require or {})
-    except ValueError as error:
+        _check_promises(store.capabilities, require, store.url)
+    except BaseException:
         store.close()
-        raise InvalidInputError(f"{store.url}: {error}") from error
-    if lacking:
-        store.close()
-        raise UnsupportedError(f"{store.url}: {'; '.join(lacking)}")
+        raise
     return store
+
+
+def _check_promises(capabilities: Capabilities, require: Mapping[str, Any] | None, url: str) -> None:
+    try:
+        lacking = capabilities.missing(require or {})
+    except ValueError as error:
+        raise InvalidInputError(f"{url}: {error}") from error
+    if lacking:
+        raise UnsupportedError(f"{url}: {'; '.join(lacking)}")
 
 
 def _options(found: Backend, url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:

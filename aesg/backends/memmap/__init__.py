@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from aesg.backends.files import os_errors
 from aesg.backends.memmap.directory import recognises
+from aesg.backends.memmap.handle import promises
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.writer import MemmapWriter
 from aesg.backends.registry import Backend, Mode, Option, choice
@@ -16,18 +17,23 @@ from aesg.protocols import Durability, GraphStore
 
 def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
     directory = url.local_path()
-    name = options.get("durability", "process_crash")
-    query = {} if name == "process_crash" else {"durability": name}
+    durability = _durability(options)
+    query = {} if durability is Durability.PROCESS_CRASH else {"durability": durability.name.lower()}
     canonical = str(StoreURL(url.scheme, "", str(directory), query))
     kind = MemmapReader if mode == "r" else MemmapWriter
     with os_errors("opening", directory):
-        return kind(canonical, directory, vector_dim, Durability[name.upper()])
+        return kind(canonical, directory, vector_dim, durability)
+
+
+def _durability(options: Mapping[str, Any]) -> Durability:
+    return Durability[str(options.get("durability", "process_crash")).upper()]
 
 
 BACKEND: Final = Backend(
     scheme="memmap",
     summary="memory-mapped files in the 0.3.0 format; fastest for one writing process",
     open=_open,
+    promises=lambda options: promises(_durability(options)),
     recognises=recognises,
     options={
         "durability": Option(

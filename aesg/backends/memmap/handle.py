@@ -24,6 +24,20 @@ from aesg.protocols import (
 )
 
 
+def promises(durability: Durability) -> Capabilities:
+    """What a store of this backend promises when it is opened with that durability."""
+    return Capabilities(
+        durability=durability,
+        atomicity=Atomicity.GRAPH,
+        readers=Readers.OTHER_PROCESSES,
+        reader_view=ReaderView.LATEST,
+        writers=Writers.ONE_PROCESS,
+        snapshots=False,
+        space_reclaim=SpaceReclaim.ON_COMPACT,
+        remote=False,
+    )
+
+
 class MemmapStore(Store):
     """A handle on a directory.
 
@@ -49,16 +63,7 @@ class MemmapStore(Store):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(
-            durability=self._durability,
-            atomicity=Atomicity.GRAPH,
-            readers=Readers.OTHER_PROCESSES,
-            reader_view=ReaderView.LATEST,
-            writers=Writers.ONE_PROCESS,
-            snapshots=False,
-            space_reclaim=SpaceReclaim.ON_COMPACT,
-            remote=False,
-        )
+        return promises(self._durability)
 
     def _committed(self) -> Tables:
         return MemmapTables.committed(self._opened.files, self._opened.state)
