@@ -24,9 +24,6 @@ from report import console, describe, machine, spread, verdict
 from rich.table import Table
 from worker import Worker
 
-_MORE = 8
-"""Times as many queries a turn for the side that answers a hundred times as fast."""
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -175,10 +172,8 @@ class Comparison:
 
             def ask(side: Worker, directory: str, answers: dict[str, list[Any]] = answers) -> float:
                 turn = len(answers[side.side])
-                # Ours is done before its core is awake: it asks more, for the median of a memory that is in use.
-                count = sizes.queries * (_MORE if side is self.ours else 1)
-                answer = side("retrieve", directory=directory, first=turn * sizes.queries, count=count, dim=dim)
-                answers[side.side].append(answer["rows"][: sizes.queries])
+                answer = side("retrieve", directory=directory, first=turn * sizes.queries, count=sizes.queries, dim=dim)
+                answers[side.side].append(answer["rows"])
                 return float(median(answer["seconds"]))
 
             ask(self.ours, mine), ask(self.theirs, other)  # turn 0 warms up
