@@ -48,7 +48,7 @@ def score(vectors: np.ndarray, query: np.ndarray, **options: Any) -> float:
     config = AESGConfig(vector_dim=vectors.shape[1], **options)
     query = query.astype(np.float32)
     (activation,) = activate(graph_of(vectors), config, query[None], [None], [None])
-    return explanation_score(config, query, activation)
+    return explanation_score(query, activation)
 
 
 @pytest.mark.parametrize("dim", [2, 16, 256])
@@ -73,11 +73,11 @@ def test_what_only_fills_up_explains_nothing() -> None:
     store = graph_of(np.array([[1, 1], [1, -1.01]]))
     (activation,) = activate(store, config, query[None], [None], [None])
     assert activation.energies.tolist() == [1, 0]
-    assert explanation_score(config, query, activation) == pytest.approx(np.sqrt(0.5), abs=1e-3)
+    assert explanation_score(query, activation) == pytest.approx(np.sqrt(0.5), abs=1e-3)
 
 
 def test_the_nearest_node_explains_even_when_others_outrank_it() -> None:
-    query, config = np.array([1, 0], np.float32), AESGConfig(vector_dim=2)
+    query = np.array([1, 0], np.float32)
     outranked = Activation(
         rows=np.array([3, 4]),
         energies=np.array([2, 0], np.float32),
@@ -87,8 +87,8 @@ def test_the_nearest_node_explains_even_when_others_outrank_it() -> None:
         transfers=np.zeros(0, np.int64),
         nearest=0.95,
     )
-    assert explanation_score(config, query, outranked) == pytest.approx(0.95)
-    assert explanation_score(config, query, replace(outranked, nearest=0.0)) == pytest.approx(0.1, abs=1e-3)
+    assert explanation_score(query, outranked) == pytest.approx(0.95)
+    assert explanation_score(query, replace(outranked, nearest=0.0)) == pytest.approx(0.1, abs=1e-3)
 
 
 def test_nothing_activated_or_asked_explains_nothing() -> None:
@@ -103,7 +103,7 @@ def test_the_score_is_between_0_and_1(seed: int) -> None:
     graph = sketch(seed)
     query = np.random.default_rng(seed).standard_normal(3).astype(np.float32)
     (activation,) = activate(graph.store(), AESGConfig(vector_dim=3), query[None], [None], [None])
-    assert 0 <= explanation_score(AESGConfig(vector_dim=3), query, activation) <= 1
+    assert 0 <= explanation_score(query, activation) <= 1
 
 
 def test_the_centroid_score_is_about_the_previous_active_set() -> None:
@@ -390,7 +390,7 @@ def test_a_store_that_is_used_remembers_what_it_uses() -> None:
     for round_ in range(5):
         with store.transaction() as graph:
             (activation,) = activate(graph, config, query[None], [None], [None])
-            if count.observe(0, query, explanation_score(config, query, activation)):
+            if count.observe(0, query, explanation_score(query, activation)):
                 create_sensory(graph, query[None])
                 (activation,) = activate(graph, config, query[None], [None], [None])
             credit(graph, config, [activation], [None])

@@ -137,3 +137,15 @@ def test_the_default_syncs_nothing(tmp_path, monkeypatch):
         assert store.capabilities.durability.name == "PROCESS_CRASH"
         store.nodes.append(NodeBatch(np.ones((2, DIM))))
         store.flush()
+
+
+def test_a_durable_commit_does_not_stand_on_what_a_writer_before_left_unsynced(tmp_path, monkeypatch):
+    with aesg.open(tmp_path / "store", vector_dim=DIM) as store:  # process_crash: nothing is synced
+        store.nodes.append(NodeBatch(np.ones((100, DIM))))
+    disk = Disk(tmp_path / "store", monkeypatch)
+    with aesg.open(tmp_path / "store", durability="power_loss") as store:
+        store.nodes.append(NodeBatch(2 * np.ones((1, DIM))))
+        disk.after_power_loss(tmp_path / "lost", random.Random(1))
+    with aesg.open(tmp_path / "lost") as found:
+        assert found.nodes.read(np.arange(101), ["vector"])["vector"][:, 0].tolist() == [1] * 100 + [2]
+        assert found.verify() == []

@@ -17,11 +17,7 @@ MAX_CANDIDATES: Final = 1024
 """So many unexplained inputs are remembered at once; then the one that was not seen for longest is forgotten."""
 
 
-def explanation_score(
-    config: AESGConfig,
-    query: npt.NDArray[np.float32],
-    activation: Activation,
-) -> float:
+def explanation_score(query: npt.NDArray[np.float32], activation: Activation) -> float:
     """How well the activated subgraph explains this query, in [0, 1].
 
     The larger of two cosines with the query: that of the nearest activated node, and that of the activated nodes' unit
@@ -30,7 +26,6 @@ def explanation_score(
     of nodes or with D, so one threshold serves graphs of all sizes. Nodes that only fill up the result explain nothing.
 
     Args:
-        config: No parameter of it matters yet.
         query: float32 [D].
         activation: What the query activated.
     """

@@ -265,7 +265,7 @@ class AESGMemory(nn.Module):
     def _score(self, graph: Graph, query: Vectors, activation: Activation, before: Energies | None) -> float:
         if self.config.novelty_by_lane:  # 0.3.0 asked whether the query continues the lane's context
             return centroid_score(graph, query, np.empty(0, np.int64) if before is None else before.rows)
-        return explanation_score(self.config, query, activation)
+        return explanation_score(query, activation)
 
     def _novel(self, queries: Vectors, scores: list[float], says_something: npt.NDArray[np.bool_]) -> list[int]:
         """Lanes whose input is to become a concept now."""

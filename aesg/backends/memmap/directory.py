@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from aesg.backends.files import commit_lock, os_errors, replace_file
+from aesg.backends.files import commit_lock, os_errors, replace_file, sync_directory
 from aesg.backends.journal import Journal
 from aesg.backends.memmap import redo
 from aesg.backends.memmap.format import (
@@ -95,6 +95,9 @@ def create(directory: Path, dim: int, *, sync: bool) -> None:
             if sync:
                 os.fsync(file.fileno())
     replace_file(directory / META, Meta(0, 0, dim, MIN_NODES, MIN_EDGES).to_bytes(), sync=sync)
+    if sync:
+        with os_errors("syncing", directory.parent):
+            sync_directory(directory.parent)
 
 
 def load_meta(directory: Path, dim: int | None, url: str) -> Meta:

@@ -104,7 +104,9 @@ class MemmapWriter(MemmapStore):
             self._capacities = (files.nodes.capacity, files.edges.capacity)
             with commit_lock(files.nodes.fd, exclusive=True):
                 self._remove_compacted()
-                if recovering:
+                if self._sync:
+                    files.sync()  # who wrote before may not have: a durable commit must not stand on what is not
+                if recovering or self._sync:
                     write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
                 self._journal = self._created_journal()
                 try:
