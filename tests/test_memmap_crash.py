@@ -80,7 +80,10 @@ def test_killed_at_random_moments(tmp_path, model, durability):
         assert writer.stdout.readline().startswith("open")
         time.sleep(rng.uniform(0, 0.15))
         writer.kill()
-        k = check(url, rng.choice("ar"), model, acknowledged_by(writer.communicate()[0], k))
+        output = writer.stdout.read()  # not communicate, which misses what readline has buffered
+        writer.wait()
+        writer.stdout.close()
+        k = check(url, rng.choice("ar"), model, acknowledged_by(output, k))
         kills += 1
     assert k > KILLS // 4, "the writers got nowhere: the kills hit nothing"
 
