@@ -70,6 +70,13 @@ class Writers(IntEnum):
     MANY = 1
 
 
+class Integrity(IntEnum):
+    """What is noticed of damage to the files: flipped bits, cut ends, exchanged files."""
+
+    STRUCTURE = 0  # what cannot be a store is refused; a bit flipped inside a number passes for another number
+    CHECKSUMS = 1  # every byte that is given back was checked: it is what was committed, or CorruptionError is raised
+
+
 class SpaceReclaim(IntEnum):
     """When space of removed data is given back."""
 
@@ -91,6 +98,7 @@ class Capabilities:
     writers: Writers
     snapshots: bool
     space_reclaim: SpaceReclaim
+    integrity: Integrity
     remote: bool
 
     def as_dict(self) -> dict[str, str | bool]:
@@ -430,6 +438,7 @@ __all__ = [
     "Graph",
     "GraphStore",
     "Ids",
+    "Integrity",
     "NodeStore",
     "ReaderView",
     "Readers",

@@ -24,6 +24,7 @@ from aesg.protocols import (
     Atomicity,
     Capabilities,
     Durability,
+    Integrity,
     Readers,
     ReaderView,
     SpaceReclaim,
@@ -194,6 +195,7 @@ class MemoryStore(Store):
             writers=Writers.ONE_PROCESS,
             snapshots=True,
             space_reclaim=SpaceReclaim.ON_COMPACT,
+            integrity=Integrity.STRUCTURE,
             remote=False,
         )
 

@@ -68,7 +68,7 @@ class Nodes:
         names = checks.field_names(fields, records.NODE_FIELDS, "node", self._view.url)
         with self._view.reading() as tables:
             count = tables.node_count
-            size = _chunk_size(chunk_rows, tables.node_bytes(), self._view.url)
+            size = _chunk_size(chunk_rows, tables.node_bytes(names), self._view.url)
         for start, stop in _chunks(count, size):
             with self._view.reading() as tables:
                 _check_scanned(stop, tables.node_count, self._view.url)
@@ -81,7 +81,7 @@ class Nodes:
             writes, dict.fromkeys(sorted(records.NODE_WRITABLE)), "writable node", self._view.url
         )
         with self._view.writing(in_steps=True) as tables:
-            size = _chunk_size(None, tables.node_bytes(), self._view.url)
+            size = _chunk_size(None, tables.node_bytes(list({*names, *writes})), self._view.url)
             for start, stop in _chunks(tables.node_count, size):
                 out = _apply(fn, tables.node_chunk(start, stop, names), writes, self._view.url)
                 columns = checks.node_columns(out, stop - start, tables.vector_dim, self._view.url)
@@ -160,9 +160,9 @@ class Edges:
 
     def scan(self, fields: Sequence[str] | None = None, chunk_edges: int | None = None) -> Iterator[Columns]:
         names = checks.field_names(fields, records.EDGE_FIELDS, "edge", self._view.url)
-        size = _chunk_size(chunk_edges, 36, self._view.url)
         with self._view.reading() as tables:
             count = tables.edge_slots
+            size = _chunk_size(chunk_edges, tables.edge_bytes(names), self._view.url)
         for start, stop in _chunks(count, size):
             refs = np.arange(start, stop, dtype=np.int64)
             with self._view.reading() as tables:
@@ -181,7 +181,8 @@ class Edges:
             writes, dict.fromkeys(sorted(records.EDGE_WRITABLE)), "writable edge", self._view.url
         )
         with self._view.writing(in_steps=True) as tables:
-            for start, stop in _chunks(tables.edge_slots, _chunk_size(None, 36, self._view.url)):
+            size = _chunk_size(None, tables.edge_bytes(list({*names, *writes})), self._view.url)
+            for start, stop in _chunks(tables.edge_slots, size):
                 given = tables.edge_chunk(start, stop, names)
                 live = None
                 if tables.removed_edges:  # `fn` never sees those: whatever they hold, it need not make sense of it

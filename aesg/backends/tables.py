@@ -61,9 +61,13 @@ class Tables(ABC):
     def read_events(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Events start:stop."""
 
-    def node_bytes(self) -> int:
-        """Bytes of a node where it lies, to size chunks."""
+    def node_bytes(self, fields: Sequence[str]) -> int:
+        """Bytes that reading these fields of a node moves, to size chunks; the whole record unless overridden."""
         return 53 + 4 * self.vector_dim
+
+    def edge_bytes(self, fields: Sequence[str]) -> int:
+        """The same of an edge."""
+        return 36
 
 
 class WritableTables(Tables):

@@ -16,6 +16,7 @@ from aesg.protocols import (
     Atomicity,
     Capabilities,
     Durability,
+    Integrity,
     Readers,
     ReaderView,
     SpaceReclaim,
@@ -34,6 +35,7 @@ def promises(durability: Durability) -> Capabilities:
         writers=Writers.ONE_PROCESS,
         snapshots=False,
         space_reclaim=SpaceReclaim.ON_COMPACT,
+        integrity=Integrity.STRUCTURE,
         remote=False,
     )
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from aesg import records
 from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
+from aesg.backends.ids import IdIndex
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
-from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.memmap.format import END, REMOVED
 from aesg.backends.memmap.tables import Files, MemmapTables, State
+from aesg.backends.violations import Report
 from aesg.errors import CorruptionError
 from aesg.protocols import Violation
 
 _CHUNK: Final = 1 << 16
 _SAMPLE: Final = 4096
-_SHOWN: Final = 100
-"""Violations of one kind that are listed one by one."""
 
 
 def check_sample(files: Files, state: State) -> None:
@@ -51,37 +50,13 @@ def _spread(count: int) -> npt.NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
 
 
-class _Report:
-    """Collects violations; of a kind that is everywhere only the first ones one by one."""
-
-    def __init__(self) -> None:
-        self.violations: list[Violation] = []
-        self._counts: dict[str, int] = {}
-
-    def add(self, kind: str, file: str, what: str, where: npt.NDArray[Any], detail: str) -> None:
-        """Note each of `where` (rows or refs)."""
-        if not len(where):
-            return
-        before = self._counts.get(kind, 0)
-        self._counts[kind] = before + len(where)
-        room = max(0, _SHOWN - before)
-        self.violations += [Violation(kind, f"{file} {what} {int(at)}", detail) for at in where[:room]]
-
-    def finish(self) -> list[Violation]:
-        """All of them, with the number of those not shown."""
-        for kind, count in self._counts.items():
-            if count > _SHOWN:
-                self.violations.append(Violation(kind, "further places", f"and {count - _SHOWN} more"))
-        return self.violations
-
-
 def find_violations(tables: MemmapTables) -> list[Violation]:
     """Check every record, in a few passes over the files.
 
     A list that ends is one whose pointers only go down; a graph whose live edges are each pointed to exactly once, by
     a node or an edge of the same source, has all its edges in the right lists. So no list has to be walked.
     """
-    report = _Report()
+    report = Report()
     ids = _check_nodes(tables, report)
     pointed = np.zeros(tables.edge_slots, np.int32)
     _follow_heads(tables, report, pointed)
@@ -93,7 +68,7 @@ def _chunks(count: int) -> list[tuple[int, int]]:
     return [(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
-def _check_nodes(tables: MemmapTables, report: _Report) -> npt.NDArray[np.uint64]:
+def _check_nodes(tables: MemmapTables, report: Report) -> npt.NDArray[np.uint64]:
     """Check what a node says of itself; returns all ids, sorted."""
     name = tables.files.nodes.path.name
     ids = np.empty(tables.node_count, np.uint64)
@@ -112,7 +87,7 @@ def _check_nodes(tables: MemmapTables, report: _Report) -> npt.NDArray[np.uint64
     return np.sort(ids)
 
 
-def _follow_heads(tables: MemmapTables, report: _Report, pointed: npt.NDArray[np.int32]) -> None:
+def _follow_heads(tables: MemmapTables, report: Report, pointed: npt.NDArray[np.int32]) -> None:
     name = tables.files.nodes.path.name
     for start, stop in _chunks(tables.node_count):
         heads = tables.nodes.chunk("head_edge_idx", start, stop)
@@ -127,7 +102,7 @@ def _follow_heads(tables: MemmapTables, report: _Report, pointed: npt.NDArray[np
 
 
 def _check_edges(
-    tables: MemmapTables, report: _Report, pointed: npt.NDArray[np.int32], ids: npt.NDArray[np.uint64]
+    tables: MemmapTables, report: Report, pointed: npt.NDArray[np.int32], ids: npt.NDArray[np.uint64]
 ) -> None:
     name = tables.files.edges.path.name
     removed = 0

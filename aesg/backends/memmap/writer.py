@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from aesg.backends.files import WriterLock, commit_lock, os_errors, sync_directory
+from aesg.backends.ids import IdIndex
 from aesg.backends.journal import Journal
 from aesg.backends.memmap import redo
 from aesg.backends.memmap.compact import write_compacted
@@ -40,7 +41,6 @@ from aesg.backends.memmap.directory import (
 )
 from aesg.backends.memmap.format import EDGES, NODES
 from aesg.backends.memmap.handle import MemmapStore
-from aesg.backends.memmap.ids import IdIndex
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import check_sample

@@ -1,8 +1,9 @@
 """id → row: an open-addressing hash table of rows.
 
-The table holds rows only; the ids that they stand for are read from the node records. So a hit is always checked
-against the file, and a row that was rolled back, or that a crash left behind, is simply not found. It is derived: kept
-in a sidecar file when the store is closed, built anew where that is missing, foreign or damaged.
+The table holds rows only; the ids that they stand for are read from the nodes. So a hit is always checked against the
+store, and a row that was rolled back, or that a crash left behind, is simply not found. It is derived: built when it is
+first asked; memmap keeps it in a sidecar file when it closes, and builds it anew where that is missing, foreign or
+damaged.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ from __future__ import annotations
 import struct
 import zlib
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.files import replace_file
-from aesg.backends.memmap.table import Records
 from aesg.errors import CapacityError
 from aesg.records import Ids, Rows
 
@@ -28,6 +28,20 @@ _MIN_BITS: Final = 8
 _WORTH_KEEPING: Final = 4096
 _MAX_ROWS: Final = (1 << 32) - 2
 _BLOCK: Final = 1 << 18
+
+
+class Nodes(Protocol):
+    """Where the index reads ids."""
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+
+    def chunk(self, field: str, start: int, stop: int) -> npt.NDArray[Any]:
+        """The field of rows start:stop."""
+
+    def gather(self, field: str, rows: Rows) -> npt.NDArray[Any]:
+        """The field of rows."""
 
 
 class IdIndex:
@@ -53,7 +67,7 @@ class IdIndex:
     def _home_of_one(self, id: int) -> int:
         return (id * _MULTIPLIER & 0xFFFFFFFFFFFFFFFF) >> int(self._shift)
 
-    def catch_up(self, nodes: Records) -> None:
+    def catch_up(self, nodes: Nodes) -> None:
         """Take in the rows that were appended since."""
         count = nodes.count
         if self.rows >= count:
@@ -73,7 +87,7 @@ class IdIndex:
         """Rows from `count` on were not committed: others will come in their place, and have to be taken in."""
         self.rows = min(self.rows, count)
 
-    def _grow(self, nodes: Records, count: int) -> None:
+    def _grow(self, nodes: Nodes, count: int) -> None:
         bits = max(_MIN_BITS, (3 * count).bit_length())
         self._table = np.zeros(1 << bits, np.uint32)
         self._used = self.rows = 0
@@ -97,7 +111,7 @@ class IdIndex:
             waiting = self._table[slots] != entries
             slots, entries = (slots[waiting] + 1) & self._mask, entries[waiting]
 
-    def lookup(self, ids: Ids, nodes: Records) -> Rows:
+    def lookup(self, ids: Ids, nodes: Nodes) -> Rows:
         """Rows of ids, -1 where absent; of equal ids the first row."""
         if self.rows < nodes.count:
             self.catch_up(nodes)
@@ -120,7 +134,7 @@ class IdIndex:
             looking, slots = looking[~same], (slots[~same] + 1) & self._mask
         return out
 
-    def _lookup_one(self, id: int, nodes: Records) -> int:
+    def _lookup_one(self, id: int, nodes: Nodes) -> int:
         # One at a time is how concepts are born: plain integers cost a tenth of array calls then.
         at = self._home_of_one(id)
         while entry := int(self._table[at]):
@@ -130,7 +144,7 @@ class IdIndex:
             at = (at + 1) & self._mask
         return -1
 
-    def save(self, path: Path, nodes: Records) -> None:
+    def save(self, path: Path, nodes: Nodes) -> None:
         """Keep the table beside the store, if it is worth it."""
         if nodes.count < _WORTH_KEEPING:
             path.unlink(missing_ok=True)
@@ -140,7 +154,7 @@ class IdIndex:
         replace_file(path, head + self._table.tobytes(), sync=False)
 
     @classmethod
-    def load(cls, path: Path, nodes: Records) -> IdIndex:
+    def load(cls, path: Path, nodes: Nodes) -> IdIndex:
         """The table kept beside the store, or an empty one that will catch up when it is first asked."""
         try:
             raw = path.read_bytes()
@@ -155,7 +169,7 @@ class IdIndex:
         return cls(table.copy(), rows) if _crc(table) == crc else cls()
 
 
-def _sample(nodes: Records, rows: int) -> int:
+def _sample(nodes: Nodes, rows: int) -> int:
     """A checksum of some of the ids: another store's table, or one of before a compaction, does not match."""
     where = np.linspace(0, rows - 1, min(rows, 256)).astype(np.int64)
     return _crc(nodes.gather("id", where))
