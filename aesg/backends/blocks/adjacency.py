@@ -7,6 +7,7 @@ and the store can share them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,24 +25,37 @@ class Run:
     """Edges sorted by source, and by falling ref among those of one source.
 
     Attributes:
-        sources: int64 [n].
+        sources: int64 [m], rising: the rows that edges leave.
+        starts: int64 [m + 1]: where the edges of each begin.
         refs: int64 [n].
     """
 
     sources: Rows
+    starts: npt.NDArray[np.int64]
     refs: Refs
+
+    @classmethod
+    def of_sorted(cls, sources: Rows, refs: Refs) -> Run:
+        """A run of edges that are sorted already; both [n], n > 0."""
+        firsts = np.append(0, np.flatnonzero(sources[1:] != sources[:-1]) + 1)
+        return cls(sources[firsts], np.append(firsts, len(sources)), refs)
 
     @classmethod
     def of(cls, sources: Rows, first_ref: int) -> Run:
         """A run of edges that were appended one after another."""
         backwards = np.ascontiguousarray(sources[::-1])
         order = np.argsort(backwards, kind="stable")
-        return cls(backwards[order], first_ref + len(sources) - 1 - order)
+        return cls.of_sorted(backwards[order], first_ref + len(sources) - 1 - order)
+
+    def expanded(self) -> Rows:
+        """The source of each edge, int64 [n]."""
+        return np.repeat(self.sources, np.diff(self.starts))
 
     def find(self, rows: Rows) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Where the edges of each row begin, and how many there are."""
-        starts = np.searchsorted(self.sources, rows, "left")
-        return starts, np.searchsorted(self.sources, rows, "right") - starts
+        at = np.minimum(np.searchsorted(self.sources, rows), len(self.sources) - 1)
+        starts = self.starts[at]
+        return starts, np.where(self.sources[at] == rows, self.starts[at + 1] - starts, 0)
 
 
 Runs = tuple[Run, ...]
@@ -53,12 +67,12 @@ def appended(runs: Runs, sources: Rows, first_ref: int) -> Runs:
     stack = [*runs, Run.of(sources, first_ref)]
     while len(stack) > 1 and len(stack[-2].refs) < _RATIO * len(stack[-1].refs):
         newer, older = stack.pop(), stack.pop()
-        stack.append(merged(newer.sources, newer.refs, older.sources, older.refs))
+        stack.append(Run.of_sorted(*merged([(newer.expanded(), newer.refs), (older.expanded(), older.refs)])))
     return tuple(stack)
 
 
-def merged(sources: Rows, refs: Refs, older_sources: Rows, older_refs: Refs) -> Run:
-    """One run of two, the first of which has the newer edges."""
-    both = np.concatenate([sources, older_sources])
-    order = np.argsort(both, kind="stable")  # finds the two sorted halves by itself: linear
-    return Run(both[order], np.concatenate([refs, older_refs])[order])
+def merged(parts: Sequence[tuple[Rows, Refs]]) -> tuple[Rows, Refs]:
+    """Sources and refs of several sorted lists of edges, the newest first, as one."""
+    sources = np.concatenate([sources for sources, _ in parts])
+    order = np.argsort(sources, kind="stable")  # finds the sorted parts by itself: nearly linear
+    return sources[order], np.concatenate([refs for _, refs in parts])[order]

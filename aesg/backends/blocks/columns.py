@@ -1,14 +1,14 @@
 """Columns as they lie in blocks: every block is checked once, when it is loaded, and then read in place.
 
-A gather takes rows from many blocks in one NumPy call: what is loaded is known by its address, and the process's memory
-is looked at as one array (`_memory`). A loop over blocks costs 1 µs a block, 5 to 10 times as much as the gather itself
+A gather takes rows from many blocks in one NumPy call: where a block is loaded is known, and the process's memory is
+looked at as one array (`_memory`). A loop over blocks costs 1 µs a block, 5 to 10 times as much as the gather itself
 when a frontier's edges lie all over the store.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final
@@ -29,14 +29,17 @@ _WIDE: Final = 1 << 14
 """Bytes of a row from which a loop over rows costs nothing beside the copying."""
 
 
+_ABSENT: Final = -(1 << 62)
+"""In place of an offset: the block is not loaded."""
+
+
 class _Memory:
     """The process's memory as an array of items; only ever indexed where a loaded block lies."""
 
     def __init__(self, typestr: str, itemsize: int, stride: int) -> None:
-        items = (_ADDRESSES - itemsize) // stride - 1
         self.__array_interface__ = {
             "data": (_ORIGIN, True),
-            "shape": (items,),
+            "shape": ((_ADDRESSES - itemsize) // stride - 1,),
             "strides": (stride,),
             "typestr": typestr,
             "version": 3,
@@ -45,13 +48,13 @@ class _Memory:
 
 @cache
 def _memory(dtype: str, width: int | None) -> tuple[npt.NDArray[Any], int]:
-    """The array, and the bits by which an address is shifted to be an index of it."""
+    """The array for rows of that kind, and how many bytes its items are apart (an address may lie at any of them)."""
     item = np.dtype(dtype)
     if width is None:
-        return np.asarray(_Memory(item.str, item.itemsize, item.itemsize)), item.itemsize.bit_length() - 1
+        return np.asarray(_Memory(item.str, item.itemsize, item.itemsize)), item.itemsize
     row_bytes = item.itemsize * width
     stride = 16 if row_bytes % 16 == 0 else item.itemsize
-    return np.asarray(_Memory(f"|V{row_bytes}", row_bytes, stride)), stride.bit_length() - 1
+    return np.asarray(_Memory(f"|V{row_bytes}", row_bytes, stride)), stride
 
 
 def checksum(block: Block) -> int:
@@ -65,21 +68,26 @@ class LoadedColumn:
     Attributes:
         column: The column.
         rows: Its length.
-        address: int64, by block number: where the block's rows begin; 0 when it is not loaded.
+        offsets: int64, by block number: what to add to a row's number (times `step`) to have its index in `memory`.
         used: int64, by block number: when it was last asked for.
-        blocks: The loaded blocks, which keep the addresses valid.
+        blocks: The loaded blocks; as long as they are here, the offsets are valid.
         checksums: uint32, by block number; None when not read yet.
+        shift: A row's block number is the row shifted by so many bits.
+        memory: See `_memory`.
+        stride: Bytes between its items.
+        step: Items of `memory` that a row takes.
     """
 
-    __slots__ = ("address", "blocks", "checksums", "column", "mask", "rows", "shift", "used")
+    __slots__ = ("blocks", "checksums", "column", "memory", "offsets", "rows", "shift", "step", "stride", "used")
 
     def __init__(self, column: Column, rows: int) -> None:
         self.column = column
         self.rows = rows
         self.shift = column.block_rows.bit_length() - 1
-        self.mask = column.block_rows - 1
+        self.memory, self.stride = _memory(column.dtype.str, column.width)
+        self.step = column.row_bytes // self.stride
         count = column.blocks(rows)
-        self.address = np.zeros(count, np.int64)
+        self.offsets = np.full(count, _ABSENT, np.int64)
         self.used = np.zeros(count, np.int64)
         self.blocks: dict[int, Block] = {}
         self.checksums: npt.NDArray[np.uint32] | None = None
@@ -88,11 +96,16 @@ class LoadedColumn:
         """Take another length; blocks that are loaded stay."""
         self.rows = rows
         count = self.column.blocks(rows)
-        for name in ("address", "used"):
-            old = getattr(self, name)
-            new = np.zeros(count, np.int64)
-            new[: min(count, len(old))] = old[:count]
-            setattr(self, name, new)
+        kept = min(count, len(self.offsets))
+        offsets, used = np.full(count, _ABSENT, np.int64), np.zeros(count, np.int64)
+        offsets[:kept], used[:kept] = self.offsets[:kept], self.used[:kept]
+        self.offsets, self.used = offsets, used
+
+    def hold(self, number: int, block: Block) -> None:
+        """Take in a loaded block."""
+        self.blocks[number] = block
+        first_row = number * self.column.block_rows
+        self.offsets[number] = (block.ctypes.data - _ORIGIN) // self.stride - first_row * self.step
 
 
 class BlockColumns:
@@ -133,39 +146,58 @@ class BlockColumns:
 
     def gather(self, name: str, rows: Rows) -> npt.NDArray[Any]:
         """Rows of a column, copied; all within its length."""
-        loaded = self._loaded[name]
+        return self.gather_columns((name,), rows)[0]
+
+    def gather_columns(self, names: Sequence[str], rows: Rows) -> list[npt.NDArray[Any]]:
+        """The same rows of several columns."""
+        numbers_by_shift: dict[int, Rows] = {}
+        found = []
+        for name in names:
+            loaded = self._loaded[name]
+            numbers = numbers_by_shift.get(loaded.shift)
+            if numbers is None:
+                numbers = numbers_by_shift[loaded.shift] = rows >> loaded.shift
+            found.append(self._gather(loaded, rows, numbers))
+        return found
+
+    def _gather(self, loaded: LoadedColumn, rows: Rows, numbers: Rows) -> npt.NDArray[Any]:
         column = loaded.column
-        numbers = rows >> loaded.shift
-        address = loaded.address[numbers] if len(rows) else numbers
-        if self._limit is not None and len(rows):
+        if not len(rows):
+            return np.empty(column.shape(0), column.dtype)
+        if self._limit is not None:
             self._tick += 1
             loaded.used[numbers] = self._tick
-        if not address.all():
-            missing = np.unique(numbers[address == 0])
-            if self._limit is not None and len(np.unique(numbers)) * self._block_bytes(column) > max(self._limit, 1):
-                return self._gather_in_turns(name, rows, numbers)
+        at = loaded.offsets.take(numbers)
+        if int(at.min()) == _ABSENT:
+            missing = np.unique(numbers[at == _ABSENT])
+            if self._limit is not None and len(np.unique(numbers)) * column.block_rows * column.row_bytes > self._limit:
+                return self._gather_in_turns(loaded, rows, numbers)
             for number in missing.tolist():
                 self._load(loaded, number)
-            address = loaded.address[numbers]
+            at = loaded.offsets.take(numbers)
         if column.row_bytes > _WIDE:
             out = np.empty(column.shape(len(rows)), column.dtype)
-            for at, (number, row) in enumerate(zip(numbers.tolist(), (rows & loaded.mask).tolist(), strict=True)):
-                out[at] = loaded.blocks[number][row]
+            mask = column.block_rows - 1
+            for place, (number, row) in enumerate(zip(numbers.tolist(), (rows & mask).tolist(), strict=True)):
+                out[place] = loaded.blocks[number][row]
             return out
-        memory, shift = _memory(column.dtype.str, column.width)
-        found: npt.NDArray[Any] = memory[(address + (rows & loaded.mask) * column.row_bytes - _ORIGIN) >> shift]
-        return found if column.width is None else found.view(column.dtype).reshape(column.shape(len(rows)))
+        at += rows if loaded.step == 1 else rows * loaded.step
+        if column.width is None:
+            return loaded.memory.take(at)
+        # Not `take`: it wants its items side by side, and would copy all of them to have them so.
+        found: npt.NDArray[Any] = loaded.memory[at]
+        return found.view(column.dtype).reshape(column.shape(len(rows)))
 
-    def _gather_in_turns(self, name: str, rows: Rows, numbers: Rows) -> npt.NDArray[Any]:
+    def _gather_in_turns(self, loaded: LoadedColumn, rows: Rows, numbers: Rows) -> npt.NDArray[Any]:
         """For rows from more blocks than the cache may hold."""
-        loaded = self._loaded[name]
-        out = np.empty(loaded.column.shape(len(rows)), loaded.column.dtype)
+        column = loaded.column
+        out = np.empty(column.shape(len(rows)), column.dtype)
         order = np.argsort(numbers, kind="stable")
         ordered = numbers[order]
         bounds = [0, *(np.flatnonzero(np.diff(ordered)) + 1).tolist(), len(rows)]
         for first, last in pairwise(bounds):
             where = order[first:last]
-            out[where] = self.block(name, int(ordered[first]))[rows[where] & loaded.mask]
+            out[where] = self.block(column.name, int(ordered[first]))[rows[where] & (column.block_rows - 1)]
         return out
 
     def slice(self, name: str, start: int, stop: int) -> npt.NDArray[Any]:
@@ -209,8 +241,7 @@ class BlockColumns:
             self._make_room(block.nbytes)
             self._held += block.nbytes
             loaded.used[number] = self._tick
-        loaded.blocks[number] = block
-        loaded.address[number] = block.ctypes.data
+        loaded.hold(number, block)
         return block
 
     def _checked(self, column: Column, number: int, rows: int, expected: int) -> Block:
@@ -244,9 +275,6 @@ class BlockColumns:
             loaded.checksums = np.concatenate([np.empty(0, column.dtype), *parts])
         return loaded.checksums
 
-    def _block_bytes(self, column: Column) -> int:
-        return column.block_rows * column.row_bytes
-
     def _make_room(self, needed: int) -> None:
         """Let go of blocks that nobody asked for lately: a quarter of the cache at once, so that it is rarely done."""
         assert self._limit is not None
@@ -265,8 +293,8 @@ class BlockColumns:
         block = loaded.blocks.pop(number)
         if self._limit is not None:
             self._held -= block.nbytes
-        if number < len(loaded.address):
-            loaded.address[number] = 0
+        if number < len(loaded.offsets):
+            loaded.offsets[number] = _ABSENT
 
     # Changing
 

@@ -29,6 +29,7 @@ OUT_COLUMNS: Final = {
     "use_count": records.EDGE_FIELDS["use_count"],
 }
 """Field → dtype of the edges by source."""
+OUT_NAMES: Final = tuple(f"out/{name}" for name in OUT_COLUMNS)
 EVENT_COLUMNS: Final = {name: records.EVENT_DTYPE[name] for name in records.EVENT_DTYPE.names or ()}
 """Field → dtype of the events."""
 START: Final = "out/start"

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.blocks import layout
+from aesg.backends.blocks.adjacency import merged
 from aesg.backends.blocks.columns import BlockColumns, checksum
 from aesg.backends.blocks.container import Block, Key
 from aesg.backends.blocks.layout import CHECKSUMS, LOG
@@ -142,15 +143,12 @@ def _put_column(columns: BlockColumns, made: Merge, name: str, values: npt.NDArr
 def _sort_edges(tables: BlockTables, made: Merge) -> None:
     """Sort all edges by source; removed ones are left out."""
     sorted_before, nodes = tables.state.sorted_edges, tables.state.sorted_nodes
-    parts = [(run.sources, run.refs) for run in reversed(tables.runs)]
+    parts = [(run.expanded(), run.refs) for run in reversed(tables.runs)]
     if sorted_before:
         starts = tables.columns.slice(layout.START, 0, nodes + 1)
         refs = tables.columns.slice("out/ref", 0, tables.columns.rows("out/ref"))
         parts.append((np.repeat(np.arange(nodes, dtype=np.int64), np.diff(starts)), np.where(refs < 0, ~refs, refs)))
-    sources = np.concatenate([source for source, _ in parts])
-    order = np.argsort(sources, kind="stable")  # sorted parts, the newest first: nearly linear
-    refs = np.concatenate([ref for _, ref in parts])[order]
-    sources = sources[order]
+    sources, refs = merged(parts)
     gone = tables.edges.chunk(0, tables.edge_slots, ["removed"])["removed"][refs] != 0
     if gone.any():
         sources, refs = sources[~gone], refs[~gone]

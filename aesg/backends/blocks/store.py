@@ -48,7 +48,7 @@ _LONG: Final = 1 << 24
 """Bytes of log at which to merge."""
 _PATCHED: Final = 1 << 16
 """Patched rows at which to merge."""
-_SORT_ABOVE: Final = 1 / 8
+_SORT_ABOVE: Final = 1 / 2
 _SORT_ABOVE_AT_REST: Final = 1 / 64
 CACHE_BYTES: Final = 1 << 28
 
@@ -95,6 +95,7 @@ class BlockStore(Store):
                         f"{url}: the store holds vectors of {self._dim} numbers, not {vector_dim}"
                     )
         except BaseException:
+            self._closed = True
             container.close()
             raise
         _stores.add(self)
@@ -161,18 +162,19 @@ class BlockStore(Store):
             self._ids = IdIndex()
             self._state = GraphState.at_rest(head["merged"], self._dim, head["sorted_edges"], head["sorted_nodes"])
             self._log_sizes: list[int] = []
-            self._log_crc = 0
+            self._log_blocks = self._log_bytes = self._log_crc = 0
             if (edges := self._state.edges.count) > head["sorted_edges"]:
                 sources = self._columns.slice("edges/source_row", head["sorted_edges"], edges)
                 self._state.runs = adjacency.appended((), sources, head["sorted_edges"])
         self._replay(head)
         self._merged = merged
         self._head = head
+        self._lengths = _lengths(head, self._layout)
         self._version = self._container.version
 
     def _replay(self, head: Mapping[str, Any]) -> None:
         """Take in the records of the log that are not known yet."""
-        number = sum(-(-size // LOG_BLOCK) for size in self._log_sizes)
+        number = self._log_blocks
         column = self._layout[LOG]
         for size in head["log"][len(self._log_sizes) :]:
             parts = []
@@ -184,8 +186,7 @@ class BlockStore(Store):
                 parts.append(block)
                 number += 1
             record = np.concatenate(parts)
-            self._log_crc = zlib.crc32(record.data, self._log_crc)
-            self._log_sizes.append(size)
+            self._logged(size, zlib.crc32(record.data, self._log_crc))
             self._apply(log.decode(record, self.url))
         state = self._state
         counts = (state.nodes.count, state.edges.count, state.events.count)
@@ -269,14 +270,14 @@ class BlockStore(Store):
             return
         patched = sum(len(p) for t in (tables.nodes, tables.edges) for p in (*t.own, *t.state.patches))
         size = _changed_bytes(tables)
-        blocks = sum(-(-size // LOG_BLOCK) for size in self._log_sizes) + size // LOG_BLOCK + 1
+        blocks = self._log_blocks + size // LOG_BLOCK + 1
         replaced = any(table.replaced for table in (tables.nodes, tables.edges))
         if (
             replaced
             or size > _LARGE
             or patched > _PATCHED
             or blocks > self._container.log_blocks
-            or size + sum(self._log_sizes) > _LONG
+            or size + self._log_bytes > _LONG
         ):
             self._merge(tables)
         else:
@@ -284,7 +285,6 @@ class BlockStore(Store):
 
     def _append_to_log(self, tables: BlockTables) -> None:
         record = log.encode(_changes_of(tables))
-        first = sum(-(-size // LOG_BLOCK) for size in self._log_sizes)
         crc = zlib.crc32(record.data, self._log_crc)
         head = {
             **self._head,
@@ -294,10 +294,11 @@ class BlockStore(Store):
             "log_crc32": crc,
         }
         puts: dict[Key, Block] = {
-            (LOG, first + start // LOG_BLOCK): record[start : start + LOG_BLOCK]
+            (LOG, self._log_blocks + start // LOG_BLOCK): record[start : start + LOG_BLOCK]
             for start in range(0, len(record), LOG_BLOCK)
         }
-        self._put(Changes(_sealed(head), self._layout, _lengths(head, self._layout), puts, []), head)
+        lengths = {**self._lengths, LOG: self._log_blocks * LOG_BLOCK + len(record)}
+        self._put(Changes(_sealed(head), self._layout, lengths, puts, []), head)
         state = self._state
         for table in (tables.nodes, tables.edges, tables.events):
             table.state.count = table.count
@@ -305,7 +306,13 @@ class BlockStore(Store):
                 committed.grow(table.count)
                 committed.update(own)
         state.runs, state.removed_edges, state.attrs = tables.runs, tables.removed_edges, tables.attrs
-        self._log_sizes.append(len(record))
+        self._lengths = lengths
+        self._logged(len(record), crc)
+
+    def _logged(self, size: int, crc: int) -> None:
+        self._log_sizes.append(size)
+        self._log_blocks += -(-size // LOG_BLOCK)
+        self._log_bytes += size
         self._log_crc = crc
 
     def _merge(self, tables: BlockTables, *, sort_above: float = _SORT_ABOVE, advance: bool = True) -> None:
@@ -314,7 +321,6 @@ class BlockStore(Store):
         self._put_merge(tables, made, after(tables, made), self._head["generation"] + advance)
 
     def _put_merge(self, tables: BlockTables, made: Merge, state: GraphState, generation: int) -> None:
-        before = _lengths(self._head, self._layout)
         counts = [state.nodes.count, state.edges.count, state.events.count]
         head = {
             **self._head,
@@ -335,13 +341,15 @@ class BlockStore(Store):
         drops = [
             (name, number)
             for name, column in self._layout.items()
-            for number in range(column.blocks(lengths[name]), column.blocks(before[name]))
+            for number in range(column.blocks(lengths[name]), column.blocks(self._lengths[name]))
         ]
         self._put(Changes(_sealed(head), self._layout, lengths, made.puts, drops), head)
         self._merged = (head["uuid"], head["merge"])
         self._columns.changed(made.puts, lengths, made.checksums, made.of_checksums)
         self._state = state
-        self._log_sizes, self._log_crc = [], 0
+        self._lengths = lengths
+        self._log_sizes = []
+        self._log_blocks = self._log_bytes = self._log_crc = 0
 
     def _put(self, changes: Changes, head: dict[str, Any]) -> None:
         self._container.commit(changes)
@@ -418,7 +426,7 @@ class BlockStore(Store):
                 "edges": tables.edge_slots - tables.removed_edges,
                 "removed_edges": tables.removed_edges,
                 "events": tables.event_count,
-                "log_bytes": sum(self._log_sizes),
+                "log_bytes": self._log_bytes,
                 "unsorted_edges": tables.edge_slots - self._state.sorted_edges,
                 **self._container.stats(),
             }

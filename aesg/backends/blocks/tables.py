@@ -127,13 +127,15 @@ class Table:
             in_blocks = rows < self.state.merged
             if in_blocks.all():
                 in_blocks = slice(None)
-        for name in fields:
+        names = [self.kind.column(name) for name in fields]
+        found = self.columns.gather_columns(names, rows[in_blocks])
+        for name, values in zip(fields, found, strict=True):
             if isinstance(in_blocks, slice):
-                out[name] = self.columns.gather(self.kind.column(name), rows)
+                out[name] = values
                 continue
             dtype, width = self.kind.fields[name]
             out[name] = np.empty(len(rows) if width is None else (len(rows), width), dtype)
-            out[name][in_blocks] = self.columns.gather(self.kind.column(name), rows[in_blocks])
+            out[name][in_blocks] = values
             out[name][~in_blocks] = self.state.tail.gather(name, rows[~in_blocks])
         self._patch(out, self.state.patches, rows)
         for name in fields:
@@ -455,7 +457,7 @@ class BlockTables(WritableTables):
 
     def _sorted_edges(self, positions: npt.NDArray[np.int64]) -> Columns:
         """Edges by position in `out/…`, with the changes since."""
-        found = {name: self.columns.gather(f"out/{name}", positions) for name in layout.OUT_COLUMNS}
+        found = dict(zip(layout.OUT_COLUMNS, self.columns.gather_columns(layout.OUT_NAMES, positions), strict=True))
         refs = found["ref"]
         found["removed"] = refs < 0
         changed = {name: found[name] for name in (*sorted(records.EDGE_WRITABLE), "removed")}
