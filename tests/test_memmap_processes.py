@@ -304,3 +304,46 @@ class TestThreads:
             assert len(store.nodes) == 360
             assert store.edges.degrees(np.arange(360)).tolist() == [1] * 360
             assert store.verify() == []
+
+
+class TestRecovery:
+    @pytest.mark.parametrize("mode", ["a", "r"])
+    def test_a_recovery_that_is_killed_half_way_leaves_nothing_that_readers_take_for_the_store(self, tmp_path, mode):
+        filled(tmp_path / "s").close()
+        python(
+            """
+            import os, sys, numpy as np, aesg
+            s = aesg.open(sys.argv[1])
+            for k in range(5):
+                s.nodes.write(np.arange(10), use_frequency=k)
+            os._exit(0)
+            """,
+            tmp_path / "s",
+        )
+        killed = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                textwrap.dedent(
+                    """
+                    import os, signal, sys, aesg
+                    from aesg.backends.memmap import redo
+                    real, calls = redo.replay, []
+                    def replay(*args):
+                        calls.append(1)
+                        if len(calls) == 3:
+                            os.kill(os.getpid(), signal.SIGKILL)
+                        real(*args)
+                    redo.replay = replay
+                    aesg.open(sys.argv[1], mode=sys.argv[2])
+                    """
+                ),
+                tmp_path / "s",
+                mode,
+            ],
+            timeout=60,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL
+        with aesg.open(tmp_path / "s", mode="r") as store:
+            assert set(store.nodes.read(np.arange(10), ["use_frequency"])["use_frequency"].tolist()) == {4}

@@ -87,6 +87,11 @@ class Journal:
         return int(self._words[_GENERATION])
 
     @property
+    def applied(self) -> int:
+        """Generation up to which the files hold what the entries say."""
+        return int(self._words[_APPLIED])
+
+    @property
     def restarted(self) -> bool:
         """Whether the machine was restarted since: what was not synced may be lost, in any order."""
         return any(self._boot) and self._boot != boot_id()
@@ -129,6 +134,10 @@ class Journal:
     def mark_applied(self, generation: int) -> None:
         """Say that the files hold everything up to this generation."""
         self._words[_APPLIED] = generation
+
+    def mark_pending(self) -> None:
+        """Say that entries are being applied again: killed meanwhile, nobody may take the files as they are."""
+        self._words[_APPLIED] = self._words[_GENERATION] + np.uint64(1)
 
     def entries(self) -> Iterator[tuple[int, bytes]]:
         """Valid entries from the first on: generation, payload. Afterwards new ones are appended behind them."""

@@ -72,23 +72,44 @@ def choice(*values: str) -> Callable[[Any], str]:
     return parse
 
 
+_registered: dict[str, Backend] = {}
+
+
+def register(backend: Backend) -> None:
+    """Have this process know a backend that is not installed: for notebooks and tests.
+
+    Processes that it starts do not know it; a package registers its backend through the entry-point group. Registering
+    a scheme again replaces what was registered before.
+
+    Raises:
+        InvalidInputError: An installed backend has that scheme.
+    """
+    if backend.scheme in _entry_points():
+        raise InvalidInputError(f"the scheme {backend.scheme!r} is that of an installed backend; choose another")
+    _registered[backend.scheme] = backend
+
+
 @cache
 def _entry_points() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def schemes() -> list[str]:
-    """Schemes of all installed backends, sorted."""
-    return sorted(_entry_points())
+    """Schemes of all backends that are installed or were registered, sorted."""
+    return sorted({*_entry_points(), *_registered})
 
 
-@cache
 def backend(scheme: str) -> Backend:
     """The backend of a scheme.
 
     Raises:
         BackendNotInstalledError: None is registered under it, or its package is missing.
     """
+    return _registered.get(scheme) or _installed(scheme)
+
+
+@cache
+def _installed(scheme: str) -> Backend:
     point = _entry_points().get(scheme)
     if point is None:
         known = ", ".join(schemes()) or "none (AESG itself is not installed: pip install -e .)"
@@ -117,13 +138,20 @@ def resolve(url: str | os.PathLike[str], *, backend_name: str | None = None) -> 
     path = Path(parsed.path).expanduser().absolute()
     if backend_name is None:
         with os_errors("looking at", path):
-            found = [name for name in schemes() if backend(name).recognises(path)]
+            found = [name for name in schemes() if _recognises(name, path)]
         if len(found) > 1:
             raise InvalidInputError(f"{path} holds stores of {' and '.join(found)}: say which, e.g. {found[0]}:{path}")
         if not found and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise NotFoundError(f"{path} exists but holds no store of a known backend ({', '.join(schemes())})")
         backend_name = found[0] if found else DEFAULT
     return StoreURL(backend_name, "", str(path))
+
+
+def _recognises(scheme: str, path: Path) -> bool:
+    try:
+        return backend(scheme).recognises(path)
+    except BackendNotInstalledError:  # what is not there cannot be what lies here, and must not be in its way
+        return False
 
 
 def open(

@@ -298,12 +298,13 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
                         f"{' or '.join(f'{n} and {e}' for n, e in sorted(counts)[-4:])} as {JOURNAL} says: another "
                         f"program has written here after a crash; remove {JOURNAL} to keep what it wrote"
                     )
+                journal.mark_pending()
                 for _, payload in entries:
                     redo.replay(payload, directory, node_dtype(meta.vector_dim).itemsize)
                 least = _cut(directory, meta, last)
                 files = open_files(directory, meta.vector_dim, least, writable=True)
                 files.nodes.count, files.edges.count = last.nodes, last.edges
-                opened = Opened(files, last, entries[-1][0], body["uuid"] if body else "")
+                opened = Opened(files, last, reached, body["uuid"] if body else "")
             if sync:
                 opened.files.sync()
             return opened

@@ -138,8 +138,10 @@ class MemmapReader(MemmapStore):
                 f"open it once with mode='a'"
             ) from error
         try:
-            journal = _watch(self.directory / JOURNAL)
-            if journal is not None:
+            path = self.directory / JOURNAL
+            if path.exists():
+                with os_errors("opening", path):
+                    journal = Journal(path)
                 try:
                     sync = self._durability is Durability.POWER_LOSS
                     opened = recover(self.directory, journal, load_meta(self.directory, None, self.url), sync=sync)
