@@ -307,8 +307,8 @@ class TestThreads:
 
 
 class TestRecovery:
-    @pytest.mark.parametrize("mode", ["a", "r"])
-    def test_a_recovery_that_is_killed_half_way_leaves_nothing_that_readers_take_for_the_store(self, tmp_path, mode):
+    @pytest.mark.parametrize("modes", ["a", "ar"])  # a reader recovers what a killed recovery left
+    def test_a_recovery_that_is_killed_half_way_leaves_nothing_that_readers_take_for_the_store(self, tmp_path, modes):
         filled(tmp_path / "s").close()
         python(
             """
@@ -320,30 +320,31 @@ class TestRecovery:
             """,
             tmp_path / "s",
         )
-        killed = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                textwrap.dedent(
-                    """
-                    import os, signal, sys, aesg
-                    from aesg.backends.memmap import redo
-                    real, calls = redo.replay, []
-                    def replay(*args):
-                        calls.append(1)
-                        if len(calls) == 3:
-                            os.kill(os.getpid(), signal.SIGKILL)
-                        real(*args)
-                    redo.replay = replay
-                    aesg.open(sys.argv[1], mode=sys.argv[2])
-                    """
-                ),
-                tmp_path / "s",
-                mode,
-            ],
-            timeout=60,
-            check=False,
-        )
-        assert killed.returncode == -signal.SIGKILL
+        for mode in modes:
+            killed = subprocess.run(
+                [
+                    sys.executable,
+                    "-c",
+                    textwrap.dedent(
+                        """
+                        import os, signal, sys, aesg
+                        from aesg.backends.memmap import redo
+                        real, calls = redo.replay, []
+                        def replay(*args):
+                            calls.append(1)
+                            if len(calls) == 3:
+                                os.kill(os.getpid(), signal.SIGKILL)
+                            real(*args)
+                        redo.replay = replay
+                        aesg.open(sys.argv[1], mode=sys.argv[2])
+                        """
+                    ),
+                    tmp_path / "s",
+                    mode,
+                ],
+                timeout=60,
+                check=False,
+            )
+            assert killed.returncode == -signal.SIGKILL
         with aesg.open(tmp_path / "s", mode="r") as store:
             assert set(store.nodes.read(np.arange(10), ["use_frequency"])["use_frequency"].tolist()) == {4}
