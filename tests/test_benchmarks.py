@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import math
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +19,9 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOT_INSTALLED = 3  # what a benchmark exits with where 0.3.0 cannot be installed
 
 
-def quick_run(script: str, folder: Path) -> Any:
+def quick_run(script: str, folder: Path, *options: str) -> Any:
     out = folder / "figures.json"
-    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", str(out)]
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--json", str(out), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode == NOT_INSTALLED:
         pytest.skip(done.stderr.strip().splitlines()[0])
@@ -60,3 +64,98 @@ def test_the_footprint_gives_memory_disk_and_reopening(tmp_path: Path) -> None:
         for sides in result[kind].values():
             assert numbers(sides["ours"])
             assert all(math.isfinite(number) for number in numbers(sides))
+
+
+STORE_PATHS = ["append", "gather", "scan", "out_edges", "decay", "commit_large", "commit_small"]
+MAY_BE_ABSENT = {"decay": "aesg==0.3.0", "out_edges": "numba"}  # what a path is held against
+
+
+def test_the_stores_are_measured_and_one_that_fails_costs_its_own_figures_only(tmp_path: Path) -> None:
+    result = quick_run("stores.py", tmp_path, "--backends", "nosuch,memory,memmap")
+    rows = {(row["backend"], row["path"]): row for row in result["rows"]}
+    assert set(rows) == {(backend, path) for backend in ("nosuch", "memory", "memmap") for path in STORE_PATHS}
+    for path in STORE_PATHS:
+        assert "no backend for 'nosuch'" in rows["nosuch", path]["problem"]
+        assert "an in-memory store has no path" in rows["memory", path]["problem"]
+        row = rows["memmap", path]
+        if row["problem"]:
+            assert MAY_BE_ABSENT[path] in row["problem"]
+            assert path == "decay" or importlib.util.find_spec("numba") is None
+            continue
+        assert row["verdict"] is None  # nothing is asked of a small store
+        sides = row["turns"]
+        assert len(sides["ours"]) == len(sides["limit"]) == 3, path
+        figures = [
+            *numbers(sides),
+            *numbers(row["seconds"]),
+            row["ratio"],
+            row["ratio_of_means"],
+            *row["ratio_p10_p90"],
+        ]
+        assert all(math.isfinite(figure) and figure > 0 for figure in figures), path
+    promised = {path: rows["memmap", path]["durability"] for path in ("append", "commit_large", "commit_small")}
+    assert promised == {"append": "process_crash", "commit_large": "power_loss", "commit_small": "power_loss"}
+
+    assert "an in-memory store has no path" in result["footprints"]["memory"]["problem"]
+    found = result["footprints"]["memmap"]
+    assert found["problem"] == ""
+    assert found["built"]["allocated_mb"] > found["built"]["content_mb"] > 0
+    for kind in ("before", "after"):
+        held = found["memory_mb"][kind]
+        assert held["rss"] >= held["anon"] > 0
+    assert found["memory_mb"]["gathers"] == 3
+    assert all(time > 0 for time in numbers(found["opening_ms"]))
+
+
+def test_a_row_of_the_stores_tells_reached_from_accepted_and_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    paths = importlib.import_module("stores_paths")
+    case = next(case for case in paths.CASES if case.key == "commit_large")
+    goal = case.goals["memmap"]
+    assert (goal.reach, goal.accept) == (0.7, 0.3)
+    assert "zarr" not in case.goals
+
+    def row(*ours: float) -> Any:
+        return paths.Row(case, "memmap", ours=list(ours), limit=[1.0] * len(ours), goal=goal)
+
+    assert [row(seconds).verdict for seconds in (1.0, 2.0, 4.0)] == ["reached", "accepted", "missed"]
+    merged = row(1.0, 1.0, 7.0)  # one merge in three commits
+    assert (merged.ratio, merged.ratio_of_means) == (1.0, 1 / 3)
+    assert merged.as_dict()["verdict"] == "reached"
+    assert merged.as_dict()["verdict_of_means"] == "accepted"
+
+
+def test_a_limit_that_was_not_the_same_beside_all_backends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    stores, paths = importlib.import_module("stores"), importlib.import_module("stores_paths")
+    gather, scan = (next(case for case in paths.CASES if case.key == key) for key in ("gather", "scan"))
+
+    def row(case: Any, scheme: str, limit: float) -> Any:
+        return paths.Row(case, scheme, ours=[1.0] * 3, limit=[limit] * 3)
+
+    failed = paths.Row(gather, "lmdb", problem="it failed")
+    assert stores.unsteady([row(gather, "memmap", 1.0), row(gather, "zarr", 1.4), row(scan, "zarr", 9.0), failed]) == []
+    (line,) = stores.unsteady([row(gather, "memmap", 1.0), row(gather, "zarr", 1.6)])
+    assert "np.take in RAM took 1,000,000 µs beside memmap, 1,600,000 µs beside zarr" in line
+
+
+def test_store_and_limit_take_turns_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    turns = importlib.import_module("stores_turns")
+    taken: list[tuple[str, int]] = []
+
+    def side(name: str) -> Any:
+        def turn(number: int) -> float:
+            taken.append((name, number))
+            return float(number)
+
+        return turn
+
+    times = turns.alternate(5, 1e9, side("ours"), side("limit"))
+    assert times == {"ours": [0, 1, 2, 3, 4], "limit": [0, 1, 2, 3, 4]}
+    assert taken[:4] == [("ours", 0), ("limit", 0), ("limit", 1), ("ours", 1)]  # neither is always the second
+
+    ticks = count()
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    assert len(turns.alternate(100, 10, side("ours"), side("limit"))["ours"]) < 20
+    assert len(turns.alternate(100, 0, side("ours"), side("limit"))["ours"]) == turns.LEAST
