@@ -101,8 +101,10 @@ class SqliteContainer(BlockContainer):
 
     def get(self, column: Column, number: int, rows: int) -> np.ndarray | None:
         data = self._data(column.name, number)
-        if data is None or len(data) != rows * column.row_bytes:
+        if data is None:
             return None
+        if len(data) != rows * column.row_bytes:
+            return np.frombuffer(data, np.uint8)
         return np.frombuffer(data, column.dtype).reshape(column.shape(rows))
 
     def refresh(self) -> bool:

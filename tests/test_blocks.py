@@ -397,7 +397,7 @@ def test_a_record_of_the_log_is_read_as_it_was_written():
 
 @pytest.mark.parametrize("text", [b'[["a","|O",[1]]]', b'[["a","<f4",[99]]]', b"nonsense", b'{"a":1}', b"[[1]]"])
 def test_a_garbled_record_of_the_log_is_refused(text):
-    record = np.frombuffer(len(text).to_bytes(4, "little") + text + bytes(16), np.uint8)
+    record = np.frombuffer(bytes(8) + len(text).to_bytes(4, "little") + text + bytes(16), np.uint8)
     with pytest.raises(CorruptionError, match="record of the log"):
         log.decode(record, "x")
 
@@ -409,7 +409,7 @@ def test_runs_are_few_and_list_the_newest_first():
         new = rng.integers(0, 20, n)
         runs = adjacency.appended(runs, new, len(sources))
         sources = np.concatenate([sources, new])
-    assert len(runs) <= 1 + np.log(len(sources)) / np.log(4)
+    assert len(runs) <= 1 + np.log2(len(sources))
     for row in range(21):
         found = []
         for run in reversed(runs):

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from aesg.records import Refs, Rows
 
-_RATIO: Final = 4
+_RATIO: Final = 2
 """A run is merged with an older one that is less than so many times as long."""
 
 
@@ -43,6 +43,8 @@ class Run:
     @classmethod
     def of(cls, sources: Rows, first_ref: int) -> Run:
         """A run of edges that were appended one after another."""
+        if len(sources) == 1:
+            return cls(sources.copy(), np.array([0, 1]), np.array([first_ref]))
         backwards = np.ascontiguousarray(sources[::-1])
         order = np.argsort(backwards, kind="stable")
         return cls.of_sorted(backwards[order], first_ref + len(sources) - 1 - order)

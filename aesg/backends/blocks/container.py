@@ -124,7 +124,8 @@ class BlockContainer(ABC):
         Returns:
             An array that stays valid, and unchanged, for as long as it is referenced or until `close`, or, in a
             `resident` container, until a commit replaces or drops this block, or `refresh` says True. None when there
-            is no such block. What has not the right number of bytes may be given as it is; the store checks.
+            is no such block. What has another number of bytes is given as it is, as bytes (uint8) if need be: the store
+            checks. Of the column "log" whole blocks are asked for, and what was put is given, be it followed by zeros.
         """
 
     def refresh(self) -> bool:

@@ -132,8 +132,7 @@ class BlockStore(Store):
             "sorted_edges": 0,
             "sorted_nodes": 0,
             "sorted_length": 0,
-            "log": [],
-            "log_crc32": 0,
+            "log": [0, 0, 0],
             "checksums": {name: [] for name in columns if name != LOG and not name.startswith(layout.CHECKSUMS)},
             "attrs": {},
         }
@@ -161,8 +160,7 @@ class BlockStore(Store):
             )
             self._ids = IdIndex()
             self._state = GraphState.at_rest(head["merged"], self._dim, head["sorted_edges"], head["sorted_nodes"])
-            self._log_sizes: list[int] = []
-            self._log_blocks = self._log_bytes = self._log_crc = 0
+            self._log = log.Log()
             if (edges := self._state.edges.count) > head["sorted_edges"]:
                 sources = self._columns.slice("edges/source_row", head["sorted_edges"], edges)
                 self._state.runs = adjacency.appended((), sources, head["sorted_edges"])
@@ -174,23 +172,15 @@ class BlockStore(Store):
 
     def _replay(self, head: Mapping[str, Any]) -> None:
         """Take in the records of the log that are not known yet."""
-        number = self._log_blocks
         column = self._layout[LOG]
-        for size in head["log"][len(self._log_sizes) :]:
-            parts = []
-            for start in range(0, size, LOG_BLOCK):
-                rows = min(LOG_BLOCK, size - start)
-                block = self._container.get(column, number, rows)
-                if block is None or block.shape != (rows,) or block.dtype != column.dtype:
-                    raise CorruptionError(f"{self.url}: block {number} of the log is missing or cut short")
-                parts.append(block)
-                number += 1
-            record = np.concatenate(parts)
-            self._logged(size, zlib.crc32(record.data, self._log_crc))
-            self._apply(log.decode(record, self.url))
+        while self._log.blocks < head["log"][0]:
+            changes, self._log = log.read(
+                self._log, lambda number: self._container.get(column, number, LOG_BLOCK), self.url
+            )
+            self._apply(changes)
         state = self._state
         counts = (state.nodes.count, state.edges.count, state.events.count)
-        if self._log_crc != head["log_crc32"] or counts != (head["nodes"], head["edges"], head["events"]):
+        if self._log.as_json() != head["log"] or counts != (head["nodes"], head["edges"], head["events"]):
             self._merged = None  # nothing of this may be built upon
             raise CorruptionError(f"{self.url}: the log is not what the head says: it was garbled or exchanged")
         state.removed_edges, state.attrs = head["removed_edges"], head["attrs"]
@@ -270,14 +260,14 @@ class BlockStore(Store):
             return
         patched = sum(len(p) for t in (tables.nodes, tables.edges) for p in (*t.own, *t.state.patches))
         size = _changed_bytes(tables)
-        blocks = self._log_blocks + size // LOG_BLOCK + 1
+        blocks = self._log.blocks + size // LOG_BLOCK + 1
         replaced = any(table.replaced for table in (tables.nodes, tables.edges))
         if (
             replaced
             or size > _LARGE
             or patched > _PATCHED
             or blocks > self._container.log_blocks
-            or size + self._log_bytes > _LONG
+            or size + self._log.bytes > _LONG
         ):
             self._merge(tables)
         else:
@@ -285,20 +275,20 @@ class BlockStore(Store):
 
     def _append_to_log(self, tables: BlockTables) -> None:
         record = log.encode(_changes_of(tables))
-        crc = zlib.crc32(record.data, self._log_crc)
+        longer = self._log.with_record(record)
         head = {
             **self._head,
             **_counts(tables),
             "generation": self._head["generation"] + 1,
-            "log": [*self._log_sizes, len(record)],
-            "log_crc32": crc,
+            "log": longer.as_json(),
         }
         puts: dict[Key, Block] = {
-            (LOG, self._log_blocks + start // LOG_BLOCK): record[start : start + LOG_BLOCK]
+            (LOG, self._log.blocks + start // LOG_BLOCK): record[start : start + LOG_BLOCK]
             for start in range(0, len(record), LOG_BLOCK)
         }
-        lengths = {**self._lengths, LOG: self._log_blocks * LOG_BLOCK + len(record)}
+        lengths = {**self._lengths, LOG: longer.blocks * LOG_BLOCK}
         self._put(Changes(_sealed(head), self._layout, lengths, puts, []), head)
+        self._log, self._lengths = longer, lengths
         state = self._state
         for table in (tables.nodes, tables.edges, tables.events):
             table.state.count = table.count
@@ -306,14 +296,6 @@ class BlockStore(Store):
                 committed.grow(table.count)
                 committed.update(own)
         state.runs, state.removed_edges, state.attrs = tables.runs, tables.removed_edges, tables.attrs
-        self._lengths = lengths
-        self._logged(len(record), crc)
-
-    def _logged(self, size: int, crc: int) -> None:
-        self._log_sizes.append(size)
-        self._log_blocks += -(-size // LOG_BLOCK)
-        self._log_bytes += size
-        self._log_crc = crc
 
     def _merge(self, tables: BlockTables, *, sort_above: float = _SORT_ABOVE, advance: bool = True) -> None:
         """Commit by merging; `advance` unless the contents stay what they are."""
@@ -333,8 +315,7 @@ class BlockStore(Store):
             "sorted_edges": made.sorted_edges,
             "sorted_nodes": made.sorted_nodes,
             "sorted_length": made.lengths["out/ref"],
-            "log": [],
-            "log_crc32": 0,
+            "log": [0, 0, 0],
             "checksums": made.of_checksums,
         }
         lengths = _lengths(head, self._layout)
@@ -348,8 +329,7 @@ class BlockStore(Store):
         self._columns.changed(made.puts, lengths, made.checksums, made.of_checksums)
         self._state = state
         self._lengths = lengths
-        self._log_sizes = []
-        self._log_blocks = self._log_bytes = self._log_crc = 0
+        self._log = log.Log()
 
     def _put(self, changes: Changes, head: dict[str, Any]) -> None:
         self._container.commit(changes)
@@ -361,7 +341,7 @@ class BlockStore(Store):
         tables = self._tables(self._state, self._columns)
         unsorted = self._state.edges.count - self._state.sorted_edges
         many = max(layout.FEW_UNSORTED, _SORT_ABOVE_AT_REST * self._state.sorted_edges)
-        if self._log_sizes or unsorted > many:
+        if self._log.blocks or unsorted > many:
             self._merge(tables, sort_above=_SORT_ABOVE_AT_REST, advance=False)
         self._container.flush()
 
@@ -426,7 +406,7 @@ class BlockStore(Store):
                 "edges": tables.edge_slots - tables.removed_edges,
                 "removed_edges": tables.removed_edges,
                 "events": tables.event_count,
-                "log_bytes": self._log_bytes,
+                "log_bytes": self._log.bytes,
                 "unsorted_edges": tables.edge_slots - self._state.sorted_edges,
                 **self._container.stats(),
             }
@@ -529,8 +509,7 @@ def _lengths(head: Mapping[str, Any], columns: Mapping[str, Column]) -> dict[str
     lengths[layout.START] = head["sorted_nodes"] + 1 if head["sorted_edges"] else 0
     for name in head["checksums"]:
         lengths[layout.CHECKSUMS + name] = columns[name].blocks(lengths[name])
-    sizes = head["log"]
-    lengths[LOG] = sum(-(-size // LOG_BLOCK) * LOG_BLOCK for size in sizes[:-1]) + (sizes[-1] if sizes else 0)
+    lengths[LOG] = head["log"][0] * LOG_BLOCK
     return lengths
 
 
