@@ -443,14 +443,31 @@ class BlockStore(Store):
 
 
 _stores: Final[weakref.WeakSet[BlockStore]] = weakref.WeakSet()
+_held_for_fork: Final[list[threading.RLock]] = []
+_PATIENCE: Final = 5.0
+"""Seconds to wait for a thread that is in the middle of a call."""
+
+
+def _before_fork() -> None:
+    # No thread may be inside the container's library meanwhile: the child would inherit its locks, and nobody there
+    # would ever release them.
+    for store in list(_stores):
+        if store._lock.acquire(timeout=_PATIENCE):
+            _held_for_fork.append(store._lock)
+
+
+def _after_fork_in_parent() -> None:
+    while _held_for_fork:
+        _held_for_fork.pop().release()
 
 
 def _after_fork() -> None:
+    _held_for_fork.clear()
     for store in list(_stores):
         store._forked()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------
