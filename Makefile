@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check lint types contracts bench crash clean
+.PHONY: help setup demo test check lint types contracts bench crash guarantees clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,9 @@ bench: $(READY) ## measure against the published 0.3.0
 
 crash: $(READY) ## the long form of the crash campaign: 500 kills
 	AESG_CRASH_KILLS=500 $(BIN)/python -m pytest tests/test_memmap_crash.py -v -s $(ARGS)
+
+guarantees: $(READY) ## write the table of guarantees into README.md
+	@$(BIN)/python -m tools.guarantees
 
 clean: ## remove caches and build products; .venv stays
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import aesg
+from tools import guarantees
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -30,16 +31,15 @@ def tracked_files():
 
 
 def blocks():
-    """The readme's Python blocks, with the line at which each begins."""
-    text = README.read_text("utf-8")
-    return [
-        pytest.param(match[1], id=f"line-{text.count(chr(10), 0, match.start()) + 1}")
-        for match in PYTHON_BLOCK.finditer(text)
-    ]
+    """The Python blocks of the documents that a reader may paste, with the line at which each begins."""
+    for document in (README, ROOT / "docs" / "blocks.md"):
+        text = document.read_text("utf-8")
+        for match in PYTHON_BLOCK.finditer(text):
+            yield pytest.param(match[1], id=f"{document.name}-{text.count(chr(10), 0, match.start()) + 1}")
 
 
-@pytest.mark.parametrize("block", blocks())
-def test_every_python_block_of_the_readme_runs_in_a_fresh_folder(block, tmp_path):
+@pytest.mark.parametrize("block", list(blocks()))
+def test_every_python_block_runs_in_a_fresh_folder(block, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300
     )
@@ -52,6 +52,11 @@ def test_commands_in_the_documents_exist():
         text = (ROOT / document).read_text("utf-8")
         code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.M | re.S)
         assert {name for piece in code for name in COMMAND.findall(piece)} <= targets
+
+
+def test_the_table_of_guarantees_is_what_the_backends_promise():
+    text = README.read_text("utf-8")
+    assert guarantees.written(text) == text, "stale: run `make guarantees`"
 
 
 def test_no_file_holds_a_path_of_the_machine_it_was_written_on():
