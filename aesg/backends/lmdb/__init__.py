@@ -1,0 +1,105 @@
+"""`lmdb:` — full ACID through LMDB, with many reading processes beside one writer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from aesg.backends.files import os_errors
+from aesg.backends.registry import Backend, Mode, Option
+from aesg.backends.url import StoreURL
+from aesg.errors import InvalidInputError, NotFoundError
+from aesg.protocols import (
+    Atomicity,
+    Capabilities,
+    Durability,
+    GraphStore,
+    Integrity,
+    Readers,
+    ReaderView,
+    SpaceReclaim,
+    Writers,
+)
+
+DEFAULT_MAP_SIZE: Final = 1 << 40
+"""Costs nothing: the file is as long as what is in it, so that the disk is full before the map is."""
+_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
+    directory = url.local_path()
+    sync, map_size = options.get("sync", True), options.get("map_size", DEFAULT_MAP_SIZE)
+    query = ({} if sync else {"sync": "false"}) | ({} if map_size == DEFAULT_MAP_SIZE else {"map_size": str(map_size)})
+    canonical = str(StoreURL(url.scheme, "", str(directory), query))
+    with os_errors("opening", directory):
+        data = directory / "data.mdb"
+        exists = data.exists() and data.stat().st_size > 0
+    if not exists and mode == "r":
+        raise NotFoundError(f"{canonical}: there is no store; open it with mode='a' to create one")
+    if not exists and vector_dim is None:
+        raise InvalidInputError(f"{canonical}: there is no store yet; a new one needs vector_dim=…")
+    # Here, not above: every backend is asked what lies at a bare path, and most stores are none of LMDB's.
+    from aesg.backends.blocks.store import BlockStore
+    from aesg.backends.lmdb.container import LmdbContainer
+
+    container = LmdbContainer(canonical, directory, promises(options), writing=mode == "a", map_size=map_size)
+    return BlockStore(canonical, container, vector_dim=vector_dim, read_only=mode == "r")
+
+
+def promises(options: Mapping[str, Any]) -> Capabilities:
+    """What a store that is opened with these options promises."""
+    return Capabilities(
+        durability=Durability.POWER_LOSS if options.get("sync", True) else Durability.PROCESS_CRASH,
+        atomicity=Atomicity.GRAPH,
+        readers=Readers.OTHER_PROCESSES,
+        reader_view=ReaderView.FIXED,
+        writers=Writers.ONE_PROCESS,
+        snapshots=True,
+        space_reclaim=SpaceReclaim.ON_COMPACT,
+        integrity=Integrity.CHECKSUMS,
+        remote=False,
+    )
+
+
+def recognises(directory: Path) -> bool:
+    """Whether a directory holds a store of this backend, rather than anything else that is kept in LMDB."""
+    data = directory / "data.mdb"
+    if not data.is_file():
+        return False
+    if (directory / "open.lock").is_file():
+        return True
+    from aesg.backends.lmdb.pages import holds_head
+
+    return holds_head(data)
+
+
+def _boolean(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if value not in ("true", "false"):
+        raise ValueError("true or false")
+    return bool(value == "true")
+
+
+def _size(value: Any) -> int:
+    match = re.fullmatch(r"(\d+) ?([KMGT]iB|)", value) if isinstance(value, str) else None
+    if match:
+        value = int(match[1]) * _UNITS[match[2]]
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 << 20 <= value < 1 << 47:
+        raise ValueError("a number of bytes, from 1MiB on, e.g. 8GiB")
+    return value
+
+
+BACKEND: Final = Backend(
+    scheme="lmdb",
+    summary="LMDB: full ACID, durable by default, many reading processes on snapshots of their own",
+    open=_open,
+    promises=promises,
+    recognises=recognises,
+    options={
+        "sync": Option(_boolean, "true (default): a commit survives power loss; false: it survives a killed process"),
+        "map_size": Option(_size, "limit of the file's size, e.g. 8GiB; default: as much as the disk holds"),
+    },
+)

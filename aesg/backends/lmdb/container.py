@@ -1,0 +1,366 @@
+"""`LmdbContainer`: blocks in an LMDB environment, one key each.
+
+A block's key is its column's name, a zero byte and its number (big-endian), so that the blocks of a column lie side by
+side in their order; the head has a key of its own, before all of them. Blocks of half a page and more lie in pages of
+their own, which LMDB never moves: `get` gives them as views of the map. What is smaller lies inside the pages of the
+tree, which are rewritten when a neighbour changes: `get` gives copies.
+
+With the head goes LMDB's number of the commit that wrote it, and a checksum of both. A tree that is not the one of the
+transaction that reads it, because an older root or meta page came back, is noticed by that.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+import lmdb
+import numpy as np
+
+from aesg.backends.blocks.container import Block, BlockContainer, Changes, Column
+from aesg.backends.files import WriterLock, os_errors, sync_directory
+from aesg.backends.lmdb import pages
+from aesg.backends.lmdb.environment import WRITER_LOCK, Environment, Settings, View, attach, detach
+from aesg.backends.lmdb.errors import code, lmdb_errors, translated
+from aesg.errors import AESGError, CapacityError, ClosedError, ConflictError, CorruptionError, StorageError
+from aesg.protocols import Capabilities, Durability, Violation
+from aesg.records import JSON
+
+COMPACTING: Final = "compacting"
+"""Folder for the copy that compaction makes; left there by a process that was killed meanwhile."""
+_WORTHWHILE: Final = 1 / 16
+"""Share of free pages from which on a compacting copy is worth the writing."""
+_SLACK: Final = 1 << 20
+
+
+class LmdbContainer(BlockContainer):
+    """An LMDB environment as a place for blocks.
+
+    Args:
+        url: Canonical URL, for messages.
+        directory: Where it lies; created when it is opened for writing.
+        capabilities: What the store promises; its durability says whether commits are synced.
+        writing: Open for writing.
+        map_size: Limit of the size of data.mdb in bytes.
+
+    Raises:
+        CorruptionError: It is damaged.
+        LockedError: Another writer holds it.
+        CapacityError, StorageError: What the system says.
+    """
+
+    resident = True
+    block_bytes = 1 << 16
+    log_blocks = 1024
+
+    def __init__(self, url: str, directory: Path, capabilities: Capabilities, *, writing: bool, map_size: int) -> None:
+        self.capabilities = capabilities
+        self._url = url
+        self._directory = directory
+        self._settings = Settings(capabilities.durability is Durability.POWER_LOSS, map_size)
+        self._writer_lock: WriterLock | None = None
+        self._environment: Environment | None = None
+        self._view: View | None = None
+        self._reclaimed = ""
+        try:
+            if writing:
+                self._begin_writing()
+            self._environment = attach(directory, url, self._settings, writing=writing)
+            self._view = self._looked_at(self._environment.view())
+            if writing:
+                self._environment.clear_stale_readers()
+                if self._settings.sync:
+                    self._environment.sync()  # who wrote before may not have: a durable commit stands on all of it
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_writing(self) -> None:
+        created = [path for path in (self._directory, *self._directory.parents) if not path.exists()]
+        with os_errors("creating", self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+        self._writer_lock = WriterLock(self._directory / WRITER_LOCK, self._url)
+        with os_errors("creating", self._directory):
+            if not (self._directory / "data.mdb").exists():
+                (self._directory / "data.mdb").touch()
+                if self._settings.sync:
+                    for path in (self._directory, *(made.parent for made in created)):
+                        sync_directory(path)
+            shutil.rmtree(self._directory / COMPACTING, ignore_errors=True)
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def head(self) -> dict[str, JSON] | None:
+        view = self._open_view()
+        if not view.id:
+            return None
+        try:
+            head = json.loads(self._record(view))
+        except (ValueError, RecursionError) as error:
+            raise CorruptionError(f"{self._data}: the head is not JSON: {error}") from error
+        if not isinstance(head, dict):
+            raise CorruptionError(f"{self._data}: the head is not a JSON object")
+        return head
+
+    def get(self, column: Column, number: int, rows: int) -> Block | None:
+        environment = self._attached()
+        view = self._view or self._open_view()
+        with environment.lock:
+            if view.txn is None:
+                raise ClosedError(f"{self._url}: this view of the store has ended")
+            try:
+                found = view.txn.get(_key(column.name, number))
+            except lmdb.Error as error:
+                raise translated(error, f"reading {environment.data}") from error
+            if found is None:
+                return None
+            dtype = column.dtype
+            shape = column.shape(rows)
+            if found.nbytes != rows * column.row_bytes:
+                dtype, shape = np.dtype("u1"), (found.nbytes,)
+            if not found.nbytes:
+                return np.empty(shape, dtype)
+            block = np.frombuffer(found, dtype).reshape(shape)
+            if block.ctypes.data % environment.page_bytes != pages.HEADER:
+                block = block.copy()  # it lies inside a page of the tree
+                block.flags.writeable = False
+            return block
+
+    def refresh(self) -> bool:
+        environment = self._attached()
+        before = self._open_view()
+        if environment.newest() == before.id:
+            return False
+        view = self._looked_at(environment.view())
+        if view.id == before.id:  # the newest commit is in the file, but not announced yet
+            view.release()
+            return False
+        self._view = view
+        self.version += 1
+        before.release()
+        return True
+
+    def snapshot(self) -> LmdbContainer:
+        other = LmdbContainer.__new__(LmdbContainer)
+        other.capabilities = self.capabilities
+        other._url, other._directory, other._settings = self._url, self._directory, self._settings
+        other._writer_lock, other._reclaimed = None, ""
+        other._environment = other._view = None
+        environment = attach(self._directory, self._url, self._settings, writing=False)
+        if environment is not self._environment:
+            detach(environment)
+            raise StorageError(f"{self._url}: the folder was moved or exchanged; close the store and open it again")
+        other._environment, other._view = environment, self._open_view().share()
+        return other
+
+    def _attached(self) -> Environment:
+        if self._environment is None:
+            raise ClosedError(f"{self._url}: was closed, or inherited by a fork; open it anew")
+        return self._environment
+
+    def _open_view(self) -> View:
+        """The view; a new one after a commit that could not get one."""
+        if self._view is None:
+            self._view = self._looked_at(self._attached().view())
+            self.version += 1
+        return self._view
+
+    def _looked_at(self, view: View) -> View:
+        """A new view, after a look at whether it is of the tree that its transaction says."""
+        try:
+            if view.id:
+                self._record(view)
+        except BaseException:
+            view.release()
+            raise
+        return view
+
+    def _record(self, view: View) -> bytes:
+        """The head's JSON.
+
+        Raises:
+            CorruptionError: There is none, or not the one that was written in this commit.
+        """
+        with self._attached().lock, lmdb_errors("reading", self._data):
+            if view.txn is None:
+                raise ClosedError(f"{self._url}: this view of the store has ended")
+            found = view.txn.get(pages.HEAD_KEY)
+            record = b"" if found is None else bytes(found)
+        return pages.checked_head(record, view.id, self._data)
+
+    @property
+    def _data(self) -> Path:
+        return self._directory / "data.mdb"
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    def commit(self, changes: Changes) -> None:
+        environment = self._attached()
+        assert self._writer_lock is not None
+        before = self._open_view()
+        head = json.dumps(changes.head, separators=(",", ":")).encode()
+        puts = sorted(((_key(*key), block) for key, block in changes.puts.items()), key=lambda put: put[0])
+        with environment.commit_lock:
+            try:
+                with environment.handle.begin(write=True) as txn:
+                    if txn.id() != before.id + 1:
+                        raise ConflictError(f"{self._url}: another program has written to {self._data}; open it anew")
+                    for dropped in changes.drops:
+                        if not txn.delete(_key(*dropped)):
+                            raise CorruptionError(f"{self._data}: block {dropped[1]} of {dropped[0]} is missing")
+                    for key, block in puts:
+                        txn.put(key, np.ascontiguousarray(block).data)
+                    txn.put(pages.HEAD_KEY, pages.head_record(txn.id(), head))
+            except lmdb.Error as error:
+                what = f"committing to {self._data}"
+                size = sum(block.nbytes for block in changes.puts.values()) + len(head)
+                if code(error) == errno.EIO and self._is_full(size):
+                    # A write that the system cut short, because there was no room for all of it, is LMDB's EIO.
+                    raise CapacityError(f"{what}: the disk is full; free some space, nothing was lost") from error
+                raise translated(error, what) from error
+        self._view = None
+        self.version += 1
+        before.release()
+        # The commit stands, whatever happens to the view of it: the next read tries again.
+        with suppress(AESGError):
+            self._view = self._looked_at(environment.view())
+
+    def _is_full(self, size: int) -> bool:
+        """Whether there is no room for so many bytes more."""
+        with os_errors("looking at", self._data):
+            limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+            length = self._data.stat().st_size
+            if limit != resource.RLIM_INFINITY and length + size + _SLACK > limit:
+                return True
+            probe = self._directory / "room.probe"
+            try:
+                fd = os.open(probe, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(fd, 0, size + _SLACK)
+                finally:
+                    os.close(fd)
+            except OSError as error:
+                return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            finally:
+                with suppress(OSError):
+                    probe.unlink()
+        return False
+
+    def reclaim(self) -> None:
+        environment = self._attached()
+        free = pages.free_pages(environment.data, self._open_view().id)
+        with environment.alone() as alone, environment.commit_lock:
+            used = environment.handle.info()["last_pgno"] + 1
+            if free < used * _WORTHWHILE:
+                self._reclaimed = ""
+                return
+            if not alone:
+                self._reclaimed = "others have the store open: its free pages are used again, but stay in the file"
+                return
+            try:
+                with self._compacted() as new:
+                    self._exchange(environment, new)
+            except CapacityError as error:
+                self._reclaimed = f"no room for the copy that it takes: {error}"
+            else:
+                self._reclaimed = ""
+
+    @contextmanager
+    def _compacted(self) -> Iterator[Path]:
+        """A copy of the file without its free pages, on the disk."""
+        folder = self._directory / COMPACTING
+        new = folder / "data.mdb"
+        try:
+            with lmdb_errors("compacting into", new):
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                self._attached().handle.copy(str(folder), compact=True)
+                fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+                pages.check(new, 1)
+            yield new
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _exchange(self, environment: Environment, new: Path) -> None:
+        if self._view is not None:
+            self._view.release()
+            self._view = None
+        self.version += 1
+        environment.exchange(new)
+        self._view = self._looked_at(environment.view())
+
+    # --- both --------------------------------------------------------------------------------------------------------
+
+    def verify(self) -> list[Violation]:
+        environment = self._attached()
+        view = environment.view()
+        try:
+            leaked = pages.check(environment.data, view.id)
+        except CorruptionError as error:
+            return [Violation("damaged-page", str(environment.data), str(error))]
+        finally:
+            view.release()
+        if leaked:
+            return [Violation("lost-pages", str(environment.data), f"{leaked} pages are neither used nor free")]
+        return []
+
+    def stats(self) -> dict[str, Any]:
+        environment = self._attached()
+        view = environment.view()
+        try:
+            free = pages.free_pages(environment.data, view.id)
+        finally:
+            view.release()
+        with os_errors("looking at", self._directory):
+            used = [entry.stat().st_blocks * 512 for entry in self._directory.iterdir() if entry.is_file()]
+        readers = environment.readers()
+        found: dict[str, Any] = {
+            "bytes_on_disk": sum(used),
+            "map_size": environment.settings.map_size,
+            "free_pages": free,
+            "free_bytes": free * environment.page_bytes,
+            "readers": [{"pid": reader.pid, "commits_behind": reader.commits_behind} for reader in readers],
+            "oldest_reader_commits_behind": max((reader.commits_behind for reader in readers), default=0),
+            "stale_readers_cleared": environment.stale_cleared,
+        }
+        return found | ({"not_reclaimed": self._reclaimed} if self._reclaimed else {})
+
+    def forked(self) -> None:
+        # The environment's module has let go of the environment; the view's transaction is the parent's.
+        self._environment = self._view = None
+        if self._writer_lock is not None:
+            self._writer_lock.forget()
+            self._writer_lock = None
+
+    def reopen(self) -> Self:
+        return type(self)(
+            self._url, self._directory, self.capabilities, writing=False, map_size=self._settings.map_size
+        )
+
+    def close(self) -> None:
+        view, self._view = self._view, None
+        environment, self._environment = self._environment, None
+        lock, self._writer_lock = self._writer_lock, None
+        try:
+            if view is not None:
+                view.release()
+            if environment is not None:
+                detach(environment)
+        finally:
+            if lock is not None:
+                lock.release()
+
+
+def _key(name: str, number: int) -> bytes:
+    return b"%b\0%b" % (name.encode(), number.to_bytes(6, "big"))
