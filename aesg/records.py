@@ -104,7 +104,10 @@ def now() -> int:
 
 def new_ids(n: int) -> Ids:
     """`n` random 63-bit ids: a collision among a billion has a chance of 5 %, and a store refuses duplicates anyway."""
-    return np.frombuffer(secrets.token_bytes(8 * n), dtype="<u8") >> np.uint64(1)
+    if n < 4096:
+        return np.frombuffer(secrets.token_bytes(8 * n), dtype="<u8") >> np.uint64(1)
+    # The system's randomness is slow; a generator that begins from it anew each time is as good for this.
+    return np.random.default_rng().bit_generator.random_raw(n) >> np.uint64(1)
 
 
 @dataclass(frozen=True, slots=True)

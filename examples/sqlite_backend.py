@@ -5,9 +5,10 @@ entry-point group `aesg.backends`; a script or a test calls `aesg.backends.regis
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +56,30 @@ class SqliteContainer(BlockContainer):
         self._lock = WriterLock(path.with_name(f"{path.name}.lock"), url) if writable else None
         try:
             with self._errors():
-                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                self._db.execute("PRAGMA journal_mode=WAL")
-                self._db.execute("PRAGMA synchronous=FULL")
-                if writable:
-                    columns = "name TEXT, number INT, data BLOB, PRIMARY KEY (name, number)"
-                    self._db.execute(f"CREATE TABLE IF NOT EXISTS blocks ({columns})")
+                self._db = self._connected(writable)
                 self._look()
         except BaseException:
             self.close()
             raise
+
+    def _connected(self, writable: bool) -> sqlite3.Connection:
+        # Where nobody may write, nobody does: without saying so, SQLite would want to write beside the file.
+        fixed = "" if writable or os.access(self._path.parent, os.W_OK, effective_ids=True) else "?mode=ro&immutable=1"
+        db = sqlite3.connect(f"{self._path.as_uri()}{fixed}", uri=True, isolation_level=None, check_same_thread=False)
+        if writable:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            columns = "name TEXT, number INT, data BLOB, PRIMARY KEY (name, number)"
+            db.execute(f"CREATE TABLE IF NOT EXISTS blocks ({columns})")
+        return db
 
     def _look(self) -> None:
         """Begin a view of the newest commit."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
         self._db.execute("BEGIN")
-        self._head = self._data("head", 0)
+        made = self._db.execute("SELECT count(*) FROM sqlite_master WHERE name = 'blocks'").fetchone()
+        self._head = self._data("head", 0) if made[0] else None
         self.version += 1
 
     def _data(self, name: str, number: int) -> bytes | None:
@@ -123,6 +131,9 @@ class SqliteContainer(BlockContainer):
                 self._db.executemany("REPLACE INTO blocks VALUES (?, ?, ?)", rows)
                 self._db.executemany("DELETE FROM blocks WHERE name = ? AND number = ?", changes.drops)
                 self._db.execute("COMMIT")
+                # SQLite drops the end of a damaged log without a word; so none is left where readers and room allow.
+                with suppress(sqlite3.OperationalError):
+                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             finally:
                 self._look()
 

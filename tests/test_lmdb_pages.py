@@ -138,13 +138,14 @@ def test_flipped_bits(stores, examine, name, mode):
 def test_every_bit_of_the_meta_pages(stores, examine, name, page):
     """The commit's number among them: with one bit less it would be the commit before the last."""
     _, _, expected = stores[name]
-    chosen = [{"flip": bit} for bit in range(page * PAGE * 8, (page * PAGE + 16 + 136) * 8)]
+    every = 1 if name == "small" or EXAMPLES > 2400 else 7
+    chosen = [{"flip": bit} for bit in range(page * PAGE * 8, (page * PAGE + 16 + 136) * 8, every)]
     total = {"same": 0, "refused": 0, "garbled": 0}
     for part in shared_out(chosen, 400):
         for outcome, count in judged(examine(stores[name], "data.mdb", part, "r"), expected, part).items():
             total[outcome] += count
     assert total["garbled"] == 0
-    assert total["refused"] > 400
+    assert total["refused"] > len(chosen) // 3
 
 
 @pytest.mark.parametrize("name", BLOCKS)

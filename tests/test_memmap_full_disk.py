@@ -1,27 +1,26 @@
-"""A disk that is full, a file that may not grow, a folder that may not be written: an error that says so, nothing lost.
+"""A full disk and a folder that may not be written: what only the memmap store has to do with them.
 
-Most tests run on a file system of a megabyte or a few where one can be mounted, which root may. What needs none is
-tried under a limit on the size of files (`RLIMIT_FSIZE`), in a process of its own.
+What every store has is in the clauses `capacity`. These run on a file system of a megabyte or a few where one can be
+mounted, which root may.
 """
 
 import os
-import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from store_support import DIM, assert_same, batch, check_within, contents, fill
 
 import aesg
-from aesg.backends.memmap import ids, writer
+from aesg.backends import ids
+from aesg.backends.memmap import writer
 from aesg.errors import AESGError, CapacityError, NotFoundError, StorageError, TransactionError
 from aesg.protocols import Durability
 from aesg.records import EventType, events
+from aesg.testing.graphs import DIM, assert_same, batch, check_within, contents, fill
 
 SIZES = {"process_crash": "1200k", "power_loss": "4m"}  # a synced journal takes a megabyte at a time
 
@@ -102,7 +101,7 @@ APPENDS = {
 }
 
 
-@pytest.mark.parametrize("kind", APPENDS)
+@pytest.mark.parametrize("kind", ["attributes", "changes", "events"])
 def test_commits_until_the_disk_is_full(store, disk, kind, monkeypatch):
     if kind in ("attributes", "changes"):  # only the journal grows
         monkeypatch.setattr(writer, "_CHECKPOINT_BYTES", dict.fromkeys(Durability, 1 << 30))
@@ -347,33 +346,6 @@ def test_closing_on_a_full_disk_loses_nothing(store, disk, monkeypatch):
             assert again.verify() == []
 
 
-def test_opening_on_a_full_disk(store, disk):
-    before = contents(store)
-    store.close()
-    with filled(disk):
-        with aesg.open(store.url, "r") as reader:
-            assert_same(contents(reader), before)
-        with pytest.raises(CapacityError):
-            aesg.open(store.url)
-        with aesg.open(store.url, "r") as reader:
-            assert_same(contents(reader), before)
-    with aesg.open(store.url) as again:
-        assert_same(contents(again), before)
-
-
-def test_creating_on_a_full_disk(disk, durability):
-    url = f"memmap://{disk}/new?durability={durability}"
-    with filled(disk):
-        for _ in range(2):
-            with pytest.raises(CapacityError):
-                aesg.open(url, vector_dim=DIM)
-        with pytest.raises(NotFoundError):
-            aesg.open(url, "r")
-    with aesg.open(url, vector_dim=DIM) as store:
-        fill(store)
-        assert store.verify() == []
-
-
 def test_recovering_on_a_full_disk(store, disk):
     store.nodes.append(batch(200, 5000))
     before = contents(store)
@@ -387,81 +359,6 @@ def test_recovering_on_a_full_disk(store, disk):
     with aesg.open(left) as found:
         assert_same(contents(found), before)
         assert found.verify() == []
-
-
-# --- a limit on the size of files, which needs no small disk ---------------------------------------------------------
-
-LIMITED = """
-import resource, sys
-sys.path.insert(0, sys.argv[2])
-import numpy as np
-import aesg
-from aesg.errors import CapacityError
-from store_support import DIM, assert_same, batch, contents, fill
-
-store = aesg.open(sys.argv[1], vector_dim=DIM)
-fill(store)
-most = int(sys.argv[3])
-resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
-last, done = contents(store), 0
-try:
-    while True:
-        with store.transaction() as graph:
-            rows = graph.nodes.append(batch(50, 10_000 + 50 * done))
-            graph.edges.append(rows, rows[::-1])
-        last, done = contents(store), done + 1
-except CapacityError as error:
-    print("full after", done, error)
-assert_same(contents(store), last)
-assert store.verify() == []
-try:
-    store.nodes.transform(lambda c: {"vector": c["vector"] + 1}, ["vector"], ["vector"])
-    last = contents(store)
-except CapacityError:
-    assert_same(contents(store), last)
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-store.nodes.append(batch(50, 5000))
-last = contents(store)
-store.close()
-with aesg.open(sys.argv[1], "r") as again:
-    assert_same(contents(again), last)
-    assert again.verify() == []
-print("well")
-"""
-
-
-@pytest.mark.parametrize("most", [20_000, 100_000])
-def test_a_limit_on_the_size_of_files(tmp_path, durability, most):
-    if durability == "power_loss":
-        most += 1 << 20  # which its journal has from the start
-    url = f"memmap://{tmp_path}/store?durability={durability}"
-    command = [sys.executable, "-W", "error", "-c", LIMITED, url, str(Path(__file__).parent), str(most)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, (done.returncode, done.stderr)
-    assert done.stdout.endswith("well\n")
-    assert "File too large" in done.stdout
-
-
-def test_more_files_than_may_be_open(tmp_path):
-    with aesg.open(tmp_path / "store", vector_dim=DIM) as store:
-        fill(store)
-        before = contents(store)
-    opened = []
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 40, hard))
-    try:
-        with pytest.raises(StorageError, match="Too many open files"):
-            opened.extend(aesg.open(tmp_path / "store", "r") for _ in range(100))
-        for _ in range(5):  # and trying again leaks nothing
-            with pytest.raises(StorageError):
-                aesg.open(tmp_path / "store", "r")
-        for reader in opened[1:]:
-            reader.close()
-        assert_same(contents(opened[0]), before)
-        aesg.open(tmp_path / "store").close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        opened[0].close()
 
 
 # --- permissions -----------------------------------------------------------------------------------------------------
@@ -496,20 +393,6 @@ def forbidden():
     for kept in folder.iterdir():
         kept.chmod(0o755)
     shutil.rmtree(folder)
-
-
-def test_a_folder_that_may_not_be_written(forbidden, not_root):
-    path, before = forbidden
-    for _ in range(2):
-        with pytest.raises(StorageError, match="Permission denied") as caught:
-            aesg.open(f"memmap://{path}")
-        assert str(path) in str(caught.value)
-        assert isinstance(caught.value, OSError)
-        with aesg.open(f"memmap://{path}", "r") as store:
-            assert_same(contents(store), before)
-            assert store.verify() == []
-    with pytest.raises(StorageError, match="Permission denied"):
-        aesg.open(f"memmap://{path}/below", vector_dim=3)
 
 
 def test_a_killed_store_in_a_folder_that_may_not_be_written(forbidden, request):

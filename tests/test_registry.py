@@ -112,6 +112,30 @@ def test_the_built_in_backends_are_entry_points_like_others():
         assert registry.backend(name).summary
 
 
+def test_a_backend_is_registered_for_this_process_and_may_be_replaced(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "_registered", {})
+    made = []
+    for turn in range(2):
+        registry.register(
+            Backend(
+                "mine",
+                "for this test",
+                lambda url, mode, dim, options, turn=turn: made.append(turn) or aesg.open("memory:", vector_dim=dim),
+                recognises=lambda path: path.name == "recognised",
+            )
+        )
+        assert "mine" in registry.schemes()
+        aesg.open("mine:", vector_dim=3).close()
+    aesg.open(tmp_path / "recognised", vector_dim=3).close()
+    assert made == [0, 1, 1]
+
+
+def test_an_installed_backend_is_not_replaced():
+    with pytest.raises(InvalidInputError, match="memmap"):
+        registry.register(Backend("memmap", "not the real one", lambda *args: None))
+    assert registry.backend("memmap").summary != "not the real one"
+
+
 def test_an_unknown_scheme_is_an_error_that_lists_the_known_ones():
     with pytest.raises(BackendNotInstalledError) as caught:
         aesg.open("nosuch:///a", vector_dim=3)
@@ -189,11 +213,11 @@ def install(monkeypatch):
 
     def add(name, target):
         installed[name] = EntryPoint(name, f"{__name__}:{target}" if ":" not in target else target, registry.GROUP)
-        registry.backend.cache_clear()
+        registry._installed.cache_clear()
 
     monkeypatch.setattr(registry, "_entry_points", lambda: installed)
     yield add
-    registry.backend.cache_clear()
+    registry._installed.cache_clear()
 
 
 def open_theirs(url, mode, vector_dim, options):

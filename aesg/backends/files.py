@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -158,19 +158,29 @@ class WriterLock:
     def release(self) -> None:
         """Let others write. The file stays: removing it would let two processes lock two files of one name."""
         with os_errors("releasing", self._path):
-            os.ftruncate(self._fd, 0)
-            os.close(self._fd)
+            try:
+                os.ftruncate(self._fd, 0)
+            finally:
+                os.close(self._fd)
 
     def forget(self) -> None:
         """In a forked child: let go of the inherited descriptor without releasing the parent's lock."""
         os.close(self._fd)
 
 
-@contextmanager
-def commit_lock(fd: int, *, exclusive: bool) -> Iterator[None]:
+class commit_lock:  # noqa: N801 - used like a function, with commit_lock(fd, exclusive=True):
     """Keep commits out of a read, and reads out of a commit, between processes; `fd` is of the file that both open."""
-    fcntl.flock(fd, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-    try:
-        yield
-    finally:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+
+    __slots__ = ("_fd", "_how")
+
+    def __init__(self, fd: int, *, exclusive: bool) -> None:
+        self._fd = fd
+        self._how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+
+    def __enter__(self) -> None:
+        fcntl.flock(self._fd, self._how)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        fcntl.flock(self._fd, fcntl.LOCK_UN)

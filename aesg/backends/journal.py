@@ -18,6 +18,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,14 +28,18 @@ import numpy.typing as npt
 from aesg.backends.files import boot_id, os_errors, read_exactly, replace_file, sync_data, write_all
 from aesg.errors import CorruptionError, FormatVersionError
 
-_MAGIC: Final = b"AESGJRN1"
+_MAGIC: Final = b"AESGJRN"  # and the version, a digit
 _ENTRY_MAGIC: Final = 0x59525445
 _ENTRY: Final = struct.Struct("<IIQQ")
+_NUMBERS: Final = struct.Struct("<QQ")
 _HEADER_SIZE: Final = 4096
 _WORDS_AT: Final = 64
 _GENERATION, _OFFSET, _APPLIED = range(3)
 _ZEROS: Final = bytes(1 << 20)
-"""A synced journal grows by writing zeros: an fdatasync into blocks that exist costs half of one that allocates."""
+"""What a synced journal grows by beyond a small entry: an fdatasync into blocks that exist costs half of one that
+allocates."""
+_SMALL: Final = 1 << 16
+"""Bytes of an entry up to which that is worth it, and copying it together is cheaper than writing it in parts."""
 
 
 class Journal:
@@ -45,24 +50,29 @@ class Journal:
         create: Begin a new one, replacing what is there; otherwise open what is there.
         writable: Open for writing.
         sync: `append` returns when the entry is on the disk, not just in the page cache.
+        version: Of the backend's own encoding of entries: what `create` writes, and the newest that is opened.
 
     Raises:
         FileNotFoundError: `create` is false and there is none.
         CorruptionError: It is not a journal.
+        FormatVersionError: Its entries are of a newer version.
     """
 
-    def __init__(self, path: Path, *, create: bool = False, writable: bool = True, sync: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, create: bool = False, writable: bool = True, sync: bool = False, version: int = 1
+    ) -> None:
         self.path = path
         self._sync = sync
         if create:
             # Under another name until the header is whole; and a new file, since a reader may have the old one mapped.
-            replace_file(path, _MAGIC + bytes(8) + boot_id() + bytes(_HEADER_SIZE - 32), sync=sync)
+            magic = _MAGIC + b"%d" % version
+            replace_file(path, magic + bytes(8) + boot_id() + bytes(_HEADER_SIZE - 32), sync=sync)
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             head = read_exactly(self._fd, _HEADER_SIZE, 0)
-            if len(head) < _HEADER_SIZE or head[:7] != _MAGIC[:7]:
+            if len(head) < _HEADER_SIZE or head[:7] != _MAGIC:
                 raise CorruptionError(f"{path}: not a journal: expected {_HEADER_SIZE} bytes beginning with {_MAGIC!r}")
-            if head[:8] != _MAGIC:
+            if head[7:8] not in [b"%d" % known for known in range(1, version + 1)]:
                 raise FormatVersionError(f"{path}: a journal of a newer version ({head[:8]!r})")
             self._boot = head[16:32]
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
@@ -111,22 +121,27 @@ class Journal:
             CapacityError: The disk is full; the entry never happened.
         """
         length = sum(memoryview(p).nbytes for p in parts)
-        crc = zlib.crc32(struct.pack("<QQ", generation, length))
+        small = length < _SMALL
+        if small:
+            parts = [b"".join(parts)]
+        crc = zlib.crc32(_NUMBERS.pack(generation, length))
         for part in parts:
             crc = zlib.crc32(part, crc)
-        head = _ENTRY.pack(_ENTRY_MAGIC, crc, generation, length)
-        padding = bytes(-length % 8)
+        buffers = [_ENTRY.pack(_ENTRY_MAGIC, crc, generation, length), *parts, bytes(-length % 8)]
         at = self._end
-        end = at + _ENTRY.size + length + len(padding)
+        end = at + _ENTRY.size + length + len(buffers[-1])
         with os_errors("writing", self.path):
-            if self._sync and end > self._size:
-                while self._size < end:
-                    self._size += write_all(self._fd, [_ZEROS], self._size)
-                os.fsync(self._fd)
-            write_all(self._fd, [head, *parts, padding], at)
+            if self._sync and small and end > self._size:  # before the entry: that must not be there if this fails
+                self._size = end + write_all(self._fd, [_ZEROS], end)
+            write_all(self._fd, [b"".join(buffers)] if small else buffers, at)
             if self._sync:
-                sync_data(self._fd)
-        self._end = end
+                try:
+                    sync_data(self._fd)
+                except OSError:
+                    with suppress(OSError):  # or a recovery would find it, whole
+                        write_all(self._fd, [bytes(_ENTRY.size)], at)
+                    raise
+        self._end, self._size = end, max(end, self._size)
         # In this order: between the two the entry is pending, and no reader takes its state before it is applied.
         self._words[_GENERATION] = generation
         self._words[_OFFSET] = at

@@ -38,9 +38,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import pytest
 
-    from aesg.testing.clauses import MODULES
+    from aesg.testing.clauses import rewritable
 
-    pytest.register_assert_rewrite(*MODULES)
+    pytest.register_assert_rewrite(*rewritable())
     from aesg.testing.suite import Conformance
 
     globals()["Conformance"] = Conformance

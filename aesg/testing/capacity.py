@@ -25,7 +25,7 @@ class CapacityClauses(ClauseGroup):
     """What a store does when the system refuses."""
 
     @pytest.fixture
-    def refused(
+    def without(
         self, target: Target, folder: Path, record_property: Callable[[str, object], None]
     ) -> Callable[..., None]:
         """Runs a job, and reports what it found."""
@@ -46,43 +46,43 @@ class CapacityClauses(ClauseGroup):
 
     @clause("capacity.full-disk.commits", needs=_KEEPS)
     @pytest.mark.parametrize("kind", sorted(ACTS))
-    def test_commits(self, refused: Callable[..., None], kind: str) -> None:
+    def test_commits(self, without: Callable[..., None], kind: str) -> None:
         """A commit for which there is no room raises CapacityError and changes nothing; later ones succeed."""
-        refused("commits_until_full", kind=kind)
+        without("commits_until_full", kind=kind)
 
     @clause("capacity.full-disk.transactions", needs=_KEEPS)
     @pytest.mark.parametrize("kind", ["nodes", "edges", "events", "all"])
-    def test_transactions(self, refused: Callable[..., None], kind: str) -> None:
+    def test_transactions(self, without: Callable[..., None], kind: str) -> None:
         """A transaction that fills the disk is rolled back, in the write that fails or in the commit."""
-        refused("transaction_that_fills_it", kind=kind)
+        without("transaction_that_fills_it", kind=kind)
 
     @clause("capacity.full-disk.maintenance", needs=_KEEPS)
-    def test_maintenance(self, refused: Callable[..., None]) -> None:
+    def test_maintenance(self, without: Callable[..., None]) -> None:
         """Compaction, flush, close and opening on a full disk lose nothing, and a closed store can be read."""
-        refused("maintenance_when_full")
+        without("maintenance_when_full")
 
     @clause("capacity.full-disk.creation", needs=_KEEPS)
-    def test_creation(self, refused: Callable[..., None]) -> None:
+    def test_creation(self, without: Callable[..., None]) -> None:
         """A store for which there is no room is not created, and can be as soon as there is."""
-        refused("creation_when_full")
+        without("creation_when_full")
 
     @clause("capacity.full-at-any-call", needs=_KEEPS)
-    def test_full_at_any_call(self, refused: Callable[..., None]) -> None:
+    def test_full_at_any_call(self, without: Callable[..., None]) -> None:
         """Whichever call finds the disk full: all of a commit or a compaction happens, or nothing of it."""
-        refused("full_at_any_call", tries=60 if is_long() else 8)
+        without("full_at_any_call", tries=60 if is_long() else 8)
 
     @clause("capacity.files-that-may-not-grow", needs=_KEEPS)
-    def test_file_size(self, refused: Callable[..., None]) -> None:
+    def test_file_size(self, without: Callable[..., None]) -> None:
         """A limit on the size of files is like a full disk."""
-        refused("files_that_may_not_grow")
+        without("files_that_may_not_grow")
 
     @clause("capacity.too-many-open-files", needs=_KEEPS)
-    def test_open_files(self, refused: Callable[..., None]) -> None:
+    def test_open_files(self, without: Callable[..., None]) -> None:
         """More open files than the system allows is StorageError, and leaks nothing."""
-        refused("more_files_than_may_be_open")
+        without("more_files_than_may_be_open")
 
     @clause("capacity.read-only-folder", needs=_KEEPS)
     @pytest.mark.parametrize("leave_open", [False, True], ids=["closed", "killed"])
-    def test_read_only_folder(self, refused: Callable[..., None], leave_open: bool) -> None:
+    def test_read_only_folder(self, without: Callable[..., None], leave_open: bool) -> None:
         """Where it may not be written, a store can be read; opening it for writing is StorageError or ReadOnlyError."""
-        refused("folder_that_may_not_be_written", leave_open=leave_open)
+        without("folder_that_may_not_be_written", leave_open=leave_open)

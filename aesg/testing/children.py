@@ -10,12 +10,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import IO, Any, Final
 
 from aesg.testing.target import Target, plug_in
 
-SECONDS: Final = 120.0
+SECONDS: Final = 60.0
 """A child that takes longer hangs."""
 
 _MAIN: Final = "import sys; from aesg.testing.children import main; main(sys.argv[1:])"
@@ -67,10 +68,15 @@ def say(word: str, to: IO[str] | None = None) -> None:
     print(word, file=to or sys.stdout, flush=True)
 
 
-def hear(child: subprocess.Popen[str]) -> str:
-    """The next word that a child says; "" when it has ended."""
+def hear(child: subprocess.Popen[str], seconds: float = SECONDS) -> str:
+    """The next word that a child says; "" when it has ended. One that hangs is killed."""
     assert child.stdout is not None
-    return child.stdout.readline().strip()
+    patience = threading.Timer(seconds, child.kill)
+    patience.start()
+    try:
+        return child.stdout.readline().strip()
+    finally:
+        patience.cancel()
 
 
 def main(arguments: Sequence[str]) -> None:

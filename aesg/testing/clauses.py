@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
@@ -97,6 +98,11 @@ def clauses_of(suite: type) -> dict[str, Clause]:
                 raise ValueError(f"{suite.__name__} has two clauses of the name {its.name}")
             found[its.name] = its
     return dict(sorted(found.items()))
+
+
+def rewritable() -> list[str]:
+    """Those of `MODULES` that were not imported yet; pytest warns about others."""
+    return [name for name in MODULES if name not in sys.modules]
 
 
 def is_long() -> bool:

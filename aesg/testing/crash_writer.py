@@ -199,10 +199,11 @@ def _file(module: Any) -> str:
     return inspect.getsourcefile(module) or ""
 
 
-def make_small(block_bytes: int = 4096, log_blocks: int = 3) -> None:
-    """From now on, new stores of blocks have small ones, and merge their log often: every step crosses boundaries."""
-    from aesg.backends.blocks import BlockStore
+def make_small(block_bytes: int = 4096, log_blocks: int = 3, few_unsorted: int = 100) -> None:
+    """From now on, new stores of blocks have small ones, and merge and sort often: every few steps cross boundaries."""
+    from aesg.backends.blocks import BlockStore, layout
 
+    layout.FEW_UNSORTED = few_unsorted  # type: ignore[misc]
     real = BlockStore.__init__
 
     def init(self: Any, url: str, container: Any, **options: Any) -> None:

@@ -22,12 +22,14 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from types import TracebackType
 from typing import Any, Final, Self
 
 import aesg
+from aesg.testing.target import plug_in
 
 KILLED: Final = -signal.SIGKILL
 """Exit status of a job that was killed."""
@@ -83,7 +85,8 @@ class Job:
     def kill(self) -> None:
         """Kill -9, when it still runs."""
         if self.status is None:
-            os.kill(self.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it may have just ended
+                os.kill(self.pid, signal.SIGKILL)
 
     def wait(self) -> int:
         """Wait for its end; the exit status, negative for a signal."""
@@ -112,7 +115,7 @@ class ForkServer:
     """A process that forks one for each job, one at a time.
 
     Args:
-        imports: Modules to import first, e.g. one that registers a backend.
+        imports: See `Target.imports`.
     """
 
     def __init__(self, imports: tuple[str, ...] = ()) -> None:
@@ -128,6 +131,7 @@ class ForkServer:
         self._preloaded: set[str] = set()
         self._send({"import": imports})
         for said in self._receive()["errors"]:
+            self.close()
             raise JobDiedError(said)
 
     def start(self, job: str, **arguments: Any) -> Job:
@@ -186,7 +190,7 @@ class ForkServer:
 
 @cache
 def server(imports: tuple[str, ...] = ()) -> ForkServer:
-    """The server of this process for jobs that need these modules; ends with the process."""
+    """The server of this process for targets of these imports; ends with the process."""
     made = ForkServer(imports)
     atexit.register(made.close)
     return made
@@ -242,7 +246,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 def _import(name: str) -> str:
     try:
-        importlib.import_module(name)
+        plug_in(name)
     except Exception as error:
         return f"{name} cannot be imported: {error!r}"
     return ""

@@ -149,14 +149,14 @@ class NodeClauses(ClauseGroup):
     def test_arrays_given_back_stay_as_they_were(self, store: GraphStore) -> None:
         """Arrays that were given back stay as they were when the store is written to."""
         rows = np.arange(12)
-        before = store.nodes.read(rows), store.edges.out_edges(rows), store.events.read(), next(store.nodes.scan())
-        kept = [values.copy() for values in (*before[0].values(), *before[3].values(), before[2], before[1].weight)]
+        lists = store.edges.out_edges(rows)
+        given = [*store.nodes.read(rows).values(), *next(store.nodes.scan()).values(), lists.refs, lists.weight]
+        kept = [values.copy() for values in given]
         store.nodes.write(rows, vector=[9, 9, 9, 9], age=1000, relevance=9)
         store.edges.write([0, 9, 7], weight=9, confidence=9)
         store.nodes.append(batch(100, 500))
         store.edges.append(rows, rows, 9)
-        now = [*before[0].values(), *before[3].values(), before[2], before[1].weight]
-        assert [values.tobytes() for values in now] == [values.tobytes() for values in kept]
+        assert [values.tobytes() for values in given] == [values.tobytes() for values in kept]
 
     @clause("nodes.arrays.taken")
     def test_arrays_taken_are_copied(self, store: GraphStore) -> None:

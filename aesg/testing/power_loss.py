@@ -102,8 +102,11 @@ class Disk:
 @contextmanager
 def _restarted() -> Iterator[None]:
     """The machine has been started anew, for those who ask `files.boot_id`."""
-    another = {"return_value": bytes(range(16))}
-    with mock.patch.object(files, "boot_id", **another), mock.patch.object(journal, "boot_id", **another):
+    start = bytes(range(16))
+    with (
+        mock.patch.object(files, "boot_id", return_value=start),
+        mock.patch.object(journal, "boot_id", return_value=start),
+    ):
         yield
 
 

@@ -43,9 +43,9 @@ def run(
     """
     import pytest
 
-    from aesg.testing.clauses import MODULES
+    from aesg.testing.clauses import rewritable
 
-    pytest.register_assert_rewrite(*MODULES)
+    pytest.register_assert_rewrite(*rewritable())
     from aesg.testing.plugin import Collector
 
     target = Target(target) if isinstance(target, str) else target

@@ -54,8 +54,10 @@ def read_while_written(url: str) -> int:
     """Read until the writer says that it is done; in each commit all numbers are equal. How many commits were seen."""
     store = registry.open(url, mode="r")
     rows, seen, done = np.arange(ROWS), set(), False
+    end = time.monotonic() + 30
     say("reading")
     while not done:
+        assert time.monotonic() < end, "the reader never saw the last commit"
         done = "done" in newest(store).attrs
         found = store.nodes.read(rows, ["relevance", "age"])
         assert len(set(found["relevance"].tolist())) == 1, "a mixture of commits"

@@ -85,6 +85,7 @@ class BlockStore(Store):
         self._pid = os.getpid()
         self._merged: tuple[str, int] | None = None
         self._columns: BlockColumns
+        self._snapshots: weakref.WeakSet[BlockColumns] = weakref.WeakSet()
         try:
             with container.reading():
                 if container.head() is None:
@@ -386,6 +387,7 @@ class BlockStore(Store):
                 self._cache_bytes,
                 self.url,
             )
+            self._snapshots.add(columns)
             return self._tables(self._state.copy(), columns)
 
     def _release_snapshot(self, tables: Tables) -> None:
@@ -431,15 +433,20 @@ class BlockStore(Store):
             self._open_transaction.abandon()
         self._writer_thread = self._open_transaction = None
         self._read_only = True
-        self._container.forked()
+        # What is loaded may be views of a map that goes when the container is opened anew, snapshots' blocks too.
+        for columns in (self._columns, *self._snapshots):
+            columns.container.forked()
+            columns.forget_blocks()
 
     def _check_process(self) -> None:
-        """A container that was inherited by a fork is opened anew before it is used."""
+        """Open a container anew that was inherited by a fork, and look at one that has moved by itself."""
         if os.getpid() != self._pid:
             self._container = self._container.reopen()
             self._pid = os.getpid()
             self._merged = None
             self._load()
+        elif not self._read_only and self._container.version != self._version:
+            self._load()  # another writer was first, or a commit that was in doubt happened after all
 
 
 _stores: Final[weakref.WeakSet[BlockStore]] = weakref.WeakSet()
@@ -448,7 +455,8 @@ _PATIENCE: Final = 5.0
 """Seconds to wait for a thread that is in the middle of a call."""
 
 
-def _before_fork() -> None:
+def hold_for_fork() -> None:
+    """Wait until no thread is inside a call of a store; containers with locks of their own take them after this."""
     # No thread may be inside the container's library meanwhile: the child would inherit its locks, and nobody there
     # would ever release them.
     for store in list(_stores):
@@ -467,7 +475,7 @@ def _after_fork() -> None:
         store._forked()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
+os.register_at_fork(before=hold_for_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork)
 
 
 # --- heads -----------------------------------------------------------------------------------------------------------

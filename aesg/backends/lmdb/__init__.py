@@ -23,6 +23,8 @@ from aesg.protocols import (
     Writers,
 )
 
+DATA: Final = "data.mdb"
+OPEN_LOCK: Final = "open.lock"
 DEFAULT_MAP_SIZE: Final = 1 << 40
 """Costs nothing: the file is as long as what is in it, so that the disk is full before the map is."""
 _UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -34,7 +36,7 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     query = ({} if sync else {"sync": "false"}) | ({} if map_size == DEFAULT_MAP_SIZE else {"map_size": str(map_size)})
     canonical = str(StoreURL(url.scheme, "", str(directory), query))
     with os_errors("opening", directory):
-        data = directory / "data.mdb"
+        data = directory / DATA
         exists = data.exists() and data.stat().st_size > 0
     if not exists and mode == "r":
         raise NotFoundError(f"{canonical}: there is no store; open it with mode='a' to create one")
@@ -65,10 +67,10 @@ def promises(options: Mapping[str, Any]) -> Capabilities:
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a store of this backend, rather than anything else that is kept in LMDB."""
-    data = directory / "data.mdb"
+    data = directory / DATA
     if not data.is_file():
         return False
-    if (directory / "open.lock").is_file():
+    if (directory / OPEN_LOCK).is_file():
         return True
     from aesg.backends.lmdb.pages import holds_head
 

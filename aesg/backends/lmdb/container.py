@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import resource
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,18 +26,20 @@ import numpy as np
 
 from aesg.backends.blocks.container import Block, BlockContainer, Changes, Column
 from aesg.backends.files import WriterLock, os_errors, sync_directory
-from aesg.backends.lmdb import pages
+from aesg.backends.lmdb import DATA, pages
 from aesg.backends.lmdb.environment import WRITER_LOCK, Environment, Settings, View, attach, detach
 from aesg.backends.lmdb.errors import code, lmdb_errors, translated
-from aesg.errors import AESGError, CapacityError, ClosedError, ConflictError, CorruptionError, StorageError
+from aesg.errors import AESGError, CapacityError, ClosedError, ConflictError, CorruptionError, LockedError, StorageError
 from aesg.protocols import Capabilities, Durability, Violation
 from aesg.records import JSON
 
-COMPACTING: Final = "compacting"
-"""Folder for the copy that compaction makes; left there by a process that was killed meanwhile."""
+COMPACTING: Final = "data.mdb.new"
+"""The copy that compaction makes; left there by a process that was killed meanwhile."""
 _WORTHWHILE: Final = 1 / 16
 """Share of free pages from which on a compacting copy is worth the writing."""
 _SLACK: Final = 1 << 20
+
+_log = logging.getLogger("aesg")
 
 
 class LmdbContainer(BlockContainer):
@@ -88,12 +90,12 @@ class LmdbContainer(BlockContainer):
             self._directory.mkdir(parents=True, exist_ok=True)
         self._writer_lock = WriterLock(self._directory / WRITER_LOCK, self._url)
         with os_errors("creating", self._directory):
-            if not (self._directory / "data.mdb").exists():
-                (self._directory / "data.mdb").touch()
+            if not (self._directory / DATA).exists():
+                (self._directory / DATA).touch()
                 if self._settings.sync:
                     for path in (self._directory, *(made.parent for made in created)):
                         sync_directory(path)
-            shutil.rmtree(self._directory / COMPACTING, ignore_errors=True)
+            (self._directory / COMPACTING).unlink(missing_ok=True)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +199,7 @@ class LmdbContainer(BlockContainer):
 
     @property
     def _data(self) -> Path:
-        return self._directory / "data.mdb"
+        return self._directory / DATA
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -230,7 +232,7 @@ class LmdbContainer(BlockContainer):
         before.release()
         # The commit stands, whatever happens to the view of it: the next read tries again.
         with suppress(AESGError):
-            self._view = self._looked_at(environment.view())
+            self._view = environment.view()
 
     def _is_full(self, size: int) -> bool:
         """Whether there is no room for so many bytes more."""
@@ -256,41 +258,39 @@ class LmdbContainer(BlockContainer):
     def reclaim(self) -> None:
         environment = self._attached()
         free = pages.free_pages(environment.data, self._open_view().id)
-        with environment.alone() as alone, environment.commit_lock:
-            used = environment.handle.info()["last_pgno"] + 1
-            if free < used * _WORTHWHILE:
-                self._reclaimed = ""
-                return
-            if not alone:
-                self._reclaimed = "others have the store open: its free pages are used again, but stay in the file"
-                return
-            try:
-                with self._compacted() as new:
-                    self._exchange(environment, new)
-            except CapacityError as error:
-                self._reclaimed = f"no room for the copy that it takes: {error}"
-            else:
-                self._reclaimed = ""
+        self._reclaimed = ""
+        if free < (environment.handle.info()["last_pgno"] + 1) * _WORTHWHILE:
+            return
+        try:
+            with environment.alone() as alone, environment.commit_lock:
+                if alone:
+                    with self._compacted() as new:
+                        self._exchange(environment, new)
+                else:
+                    self._reclaimed = "others have the store open: its free pages are used again, but stay in the file"
+        except (CapacityError, LockedError, StorageError) as error:
+            # What was to be committed is; and the old file, with its free pages, is as good as before.
+            self._reclaimed = str(error)
+            _log.warning("%s: the file could not be made smaller: %s", self._url, error)
 
     @contextmanager
     def _compacted(self) -> Iterator[Path]:
         """A copy of the file without its free pages, on the disk."""
-        folder = self._directory / COMPACTING
-        new = folder / "data.mdb"
+        new = self._directory / COMPACTING
         try:
             with lmdb_errors("compacting into", new):
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                self._attached().handle.copy(str(folder), compact=True)
-                fd = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
                 try:
+                    self._attached().handle.copyfd(fd, compact=True)
                     os.fsync(fd)
                 finally:
                     os.close(fd)
-                pages.check(new, 1)
+                if pages.check(new, 1) is None:
+                    raise CorruptionError(f"{new}: expected a copy with one commit")
             yield new
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                new.unlink()
 
     def _exchange(self, environment: Environment, new: Path) -> None:
         if self._view is not None:

@@ -35,15 +35,14 @@ from typing import Any, Final
 
 import lmdb
 
+from aesg.backends.blocks import store
 from aesg.backends.files import os_errors
-from aesg.backends.lmdb import pages
+from aesg.backends.lmdb import DATA, OPEN_LOCK, pages
 from aesg.backends.lmdb.errors import lmdb_errors
 from aesg.errors import LockedError, StorageError
 
-DATA: Final = "data.mdb"
 LOCK: Final = "lock.mdb"
 WRITER_LOCK: Final = "writer.lock"
-OPEN_LOCK: Final = "open.lock"
 FAR_BEHIND: Final = 1000
 """Commits that a reader is behind when it is worth a warning."""
 _LOCK_BYTES: Final = 1 << 16
@@ -162,9 +161,11 @@ class Environment:
 
     @property
     def handle(self) -> lmdb.Environment:
-        """LMDB's environment."""
+        """LMDB's environment; opened again if that could not be done after its file was exchanged."""
         if self._lmdb is None:
-            raise StorageError(f"{self._url}: could not be opened again; close the store and open it")
+            with self.lock, self._gated():
+                self._enter()
+        assert self._lmdb is not None
         return self._lmdb
 
     @property
@@ -187,16 +188,25 @@ class Environment:
         with self._gated():
             with os_errors("opening", self.directory / OPEN_LOCK):
                 self._open_fd = os.open(self.directory / OPEN_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            alone = _locks(self._open_fd, fcntl.LOCK_EX)
-            self._start(alone=alone)
+            self._enter()
+
+    def _enter(self) -> None:
+        """Join those who have it open; inside the gate."""
+        try:
+            self._start(alone=_locks(self._open_fd, fcntl.LOCK_EX))
+        finally:
             # Nobody else can come between: who wants it exclusively has to pass the gate.
-            if not _locks(self._open_fd, fcntl.LOCK_SH):
-                raise LockedError(f"{self._url}: another program has locked {self.directory / OPEN_LOCK}")
+            self._share()
+
+    def _share(self) -> None:
+        if not _locks(self._open_fd, fcntl.LOCK_SH):
+            raise LockedError(f"{self._url}: another program has locked {self.directory / OPEN_LOCK}")
 
     def _permitted(self, name: str) -> bool:
         """Whether a file can be written, or created."""
         path = self.directory / name
-        return os.access(path if path.exists() else self.directory, os.W_OK)
+        effective = os.access in os.supports_effective_ids
+        return os.access(path if path.exists() else self.directory, os.W_OK, effective_ids=effective)
 
     def _keep_writers_out(self) -> None:
         path = self.directory / WRITER_LOCK
@@ -228,31 +238,35 @@ class Environment:
 
     def _start(self, *, alone: bool = False) -> None:
         """Open LMDB's environment; inside the gate unless lockless."""
-        with os_errors("opening", self.directory):
-            if self.data.exists() and self.data.stat().st_size:
-                pages.read_metas(self.data)
-            if not self._lockless:
-                self._lock_fd = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                if alone:
-                    _prepare(self._lock_fd)
-                else:
-                    _hold(self._lock_fd)
-        with lmdb_errors("opening", self.directory):
-            self._lmdb = lmdb.open(
-                str(self.directory),
-                map_size=self.settings.map_size,
-                readonly=self.read_only,
-                sync=self.settings.sync,
-                mode=0o666,
-                create=False,
-                max_dbs=0,
-                max_spare_txns=0,
-                lock=not self._lockless,
-                **_engine(self.data),
-            )
-            self.page_bytes = self._lmdb.stat()["psize"]
-        if alone:
-            _hold(self._lock_fd)
+        try:
+            with os_errors("opening", self.directory):
+                if self.data.exists() and self.data.stat().st_size:
+                    pages.read_metas(self.data)
+                if not self._lockless:
+                    self._lock_fd = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    if alone:
+                        _prepare(self._lock_fd)
+                    else:
+                        _hold(self._lock_fd)
+            with lmdb_errors("opening", self.directory):
+                self._lmdb = lmdb.open(
+                    os.fsencode(self.directory),
+                    map_size=self.settings.map_size,
+                    readonly=self.read_only,
+                    sync=self.settings.sync,
+                    mode=0o666,
+                    create=False,
+                    max_dbs=0,
+                    max_spare_txns=0,
+                    lock=not self._lockless,
+                    **_engine(self.data),
+                )
+                self.page_bytes = self._lmdb.stat()["psize"]
+            if alone:
+                _hold(self._lock_fd)
+        except BaseException:
+            self._stop()
+            raise
 
     def _stop(self) -> None:
         """Close LMDB's environment. Its views die, and the arrays that look into the map."""
@@ -349,13 +363,13 @@ class Environment:
                 yield alone
             finally:
                 if not self._lockless:
-                    fcntl.flock(self._open_fd, fcntl.LOCK_SH)
+                    self._share()
 
     def exchange(self, new: Path) -> None:
         """Put another file in the place of data.mdb; only while `alone`. All views die.
 
         Raises:
-            CapacityError, StorageError: It could not be done; the old file is open again where that was possible.
+            CapacityError, StorageError: It could not be done, or not be opened again, which the next call tries.
         """
         self._stop()
         try:
@@ -437,6 +451,8 @@ def detach(environment: Environment) -> None:
 
 def _before_fork() -> None:
     """Wait until no thread is inside LMDB: in the child it would be there for ever."""
+    # Stores first, as in every call: else one that holds its store's lock would wait for ours, and we for it.
+    store.hold_for_fork()
     _registry.acquire()
     for environment in _opened.values():
         environment.commit_lock.acquire()
@@ -493,11 +509,15 @@ def _prepare(fd: int) -> None:
 
 
 def _hold(fd: int) -> None:
-    """Hold the byte of lock.mdb by which LMDB sees that it is in use, in a way that no other descriptor undoes."""
+    """Hold the byte of lock.mdb by which LMDB sees that it is in use, in a way that no other descriptor undoes.
+
+    Not every system and file system can, and it is but a second line of defence.
+    """
     command = getattr(fcntl, "F_OFD_SETLK", None)
     if command is not None:
-        # l_type, l_whence, l_start, l_len, l_pid
-        fcntl.fcntl(fd, command, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
+        with suppress(OSError):
+            # l_type, l_whence, l_start, l_len, l_pid
+            fcntl.fcntl(fd, command, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 1, 0))
 
 
 def _alive(pid: int) -> bool:

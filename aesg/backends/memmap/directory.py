@@ -63,7 +63,10 @@ class Opened:
 
 def recognises(directory: Path) -> bool:
     """Whether a directory holds a store of this format, by 0.3.0 or by us, be it one that was only begun."""
-    return any((directory / name).is_file() for name in (META, NODES, EDGES, STORE, LOCK))
+    if any((directory / name).is_file() for name in (META, NODES, EDGES, STORE)):
+        return True
+    # Other backends lock a file of that name too: only where it is alone may it be one of ours that was begun.
+    return (directory / LOCK).is_file() and sum(1 for _ in directory.iterdir()) == 1
 
 
 def has_store(directory: Path) -> bool:
@@ -277,21 +280,20 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
         with commit_lock(guard, exclusive=True):
             body = _read_store_json(directory)
             _check_same_dim(directory, body, meta)
-            entries = list(journal.entries())
-            reached = entries[-1][0] if entries else 0
+            states = [(generation, redo.decode_state(payload)) for generation, payload in journal.entries()]
+            reached = states[-1][0] if states else 0
             checkpointed = body["generation"] if body is not None else -1
             if max(reached, checkpointed) < journal.generation and not journal.restarted:
                 raise CorruptionError(
                     f"{journal.path}: its whole entries reach generation {reached}, expected {journal.generation} as "
                     f"its header says: it was truncated or garbled, and the files may hold half of what is missing"
                 )
-            if not entries or entries[-1][0] < checkpointed:
+            if not states or reached < checkpointed:
                 # It had just begun, or everything it says was checkpointed: the files are as after a close.
                 opened = open_at_rest(directory, meta, writable=True)
             else:
-                states = [redo.decode_state(payload) for _, payload in entries]
-                last = states[-1]
-                counts = {(state.nodes, state.edges) for state in states}
+                last = states[-1][1]
+                counts = {(state.nodes, state.edges) for _, state in states}
                 if (meta.node_count, meta.edge_count) not in counts:
                     raise CorruptionError(
                         f"{directory / META}: {meta.node_count} nodes and {meta.edge_count} edges, expected "
@@ -299,12 +301,14 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
                         f"program has written here after a crash; remove {JOURNAL} to keep what it wrote"
                     )
                 journal.mark_pending()
-                for _, payload in entries:
+                for _, payload in journal.entries():  # read once more: all of them may be more than memory holds
                     redo.replay(payload, directory, node_dtype(meta.vector_dim).itemsize)
                 least = _cut(directory, meta, last)
                 files = open_files(directory, meta.vector_dim, least, writable=True)
                 files.nodes.count, files.edges.count = last.nodes, last.edges
                 opened = Opened(files, last, reached, body["uuid"] if body else "")
+                if reached == journal.generation:  # killed before it was announced, an entry is one more
+                    journal.mark_applied(reached)
             if sync:
                 opened.files.sync()
             return opened

@@ -141,7 +141,7 @@ class MemmapReader(MemmapStore):
             path = self.directory / JOURNAL
             if path.exists():
                 with os_errors("opening", path):
-                    journal = Journal(path)
+                    journal = Journal(path, version=redo.VERSION)
                 try:
                     sync = self._durability is Durability.POWER_LOSS
                     opened = recover(self.directory, journal, load_meta(self.directory, None, self.url), sync=sync)
@@ -194,7 +194,7 @@ class MemmapReader(MemmapStore):
 
 def _watch(path: Path) -> Journal | None:
     try:
-        return Journal(path, writable=False)
+        return Journal(path, writable=False, version=redo.VERSION)
     except FileNotFoundError:
         return None
     except OSError as error:

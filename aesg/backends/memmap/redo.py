@@ -7,8 +7,10 @@ offset u64 and count u64, followed by their data:
 
 * RANGE: `count` bytes at byte `offset`.
 * COLUMN: a field of `width` bytes at `offset` in each of the first `count` records.
-* RECORDS: `count` rows (i64 each), then as many records of `width` bytes.
+* RECORDS: `count` rows (i64 each), then as many records of `width` bytes. Read, not written any more.
 * SWAP: the file is replaced by the one that compaction left beside it; no data.
+* CELLS: `count` rows (i64 each), then for each the `width` bytes at `offset` in its record. Of a row given twice the
+  last counts. In journals of version 2.
 """
 
 from __future__ import annotations
@@ -31,10 +33,14 @@ from aesg.errors import CorruptionError
 from aesg.records import EVENT_DTYPE
 
 _STATE: Final = struct.Struct("<QQQQIII")
+_COUNTS: Final = struct.Struct("<6Q")
+_compact: Final = json.JSONEncoder(separators=(",", ":")).encode
 _OPERATION: Final = struct.Struct("<BBxxIQQ")
 STATE_HEAD: Final = 1 << 14
 """Bytes of an entry that hold the state, unless the attributes are unusually many."""
-_RANGE, _COLUMN, _RECORDS, _SWAP = range(1, 5)
+_RANGE, _COLUMN, _RECORDS, _SWAP, _CELLS = range(1, 6)
+VERSION: Final = 2
+"""Of a journal with such entries. 1 had no CELLS."""
 FILES: Final = (NODES, EDGES, EVENTS)
 COMPACTED: Final = ".compacted"
 """Suffix of the file that a compaction has ready."""
@@ -42,7 +48,7 @@ COMPACTED: Final = ".compacted"
 
 def encode_state(state: State, operations: int = 0) -> bytes:
     """The head of an entry."""
-    attrs = json.dumps(state.attrs, separators=(",", ":")).encode()
+    attrs = _compact(state.attrs).encode()
     numbers = (state.nodes, state.edges, state.removed, state.events, len(attrs), operations)
     return _STATE.pack(*numbers, _checksum(numbers, attrs)) + attrs
 
@@ -62,7 +68,7 @@ def decode_state(payload: bytes) -> State:
 
 
 def _checksum(numbers: Sequence[int], attrs: bytes) -> int:
-    return zlib.crc32(attrs, zlib.crc32(struct.pack("<6Q", *numbers)))
+    return zlib.crc32(attrs, zlib.crc32(_COUNTS.pack(*numbers)))
 
 
 def state_bytes(payload: bytes) -> int:
@@ -77,10 +83,9 @@ def changes(number: int, table: PendingRecords) -> list[Any]:
     for field, column in table.held_columns().items():
         kind, offset, *_ = fields[field]
         parts += [_OPERATION.pack(_COLUMN, number, kind.itemsize, offset, len(column)), np.ascontiguousarray(column)]
-    rows, records = table.copied_records()
-    if len(rows):
-        head = _OPERATION.pack(_RECORDS, number, table.file.dtype.itemsize, 0, len(rows))
-        parts += [head, rows, records.view(np.uint8)]
+    for field, rows, values in table.cells():
+        kind, offset, *_ = fields[field]
+        parts += [_OPERATION.pack(_CELLS, number, kind.itemsize, offset, len(rows)), rows, values]
     return parts
 
 
@@ -118,7 +123,10 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
                 with os_errors("replacing", path):
                     os.replace(ready, path)
             continue
-        size = {_RANGE: count, _COLUMN: width * count, _RECORDS: (8 + width) * count}[kind]
+        sizes = {_RANGE: 1, _COLUMN: width, _RECORDS: 8 + width, _CELLS: 8 + width}
+        if kind not in sizes:
+            raise CorruptionError(f"{path}: the journal has an operation of kind {kind} for it, expected 1 to {_CELLS}")
+        size = sizes[kind] * count
         data = memoryview(payload)[at : at + size]
         at += size
         with os_errors("recovering", path):
@@ -143,7 +151,7 @@ def _store(path: Path, item: int, kind: int, width: int, offset: int, count: int
     rows = np.frombuffer(data[: 8 * count], np.int64)
     if count and int(rows.max()) >= have:
         raise CorruptionError(f"{path}: expected at least {int(rows.max()) + 1} records of {item} bytes, found {have}")
-    np.ndarray((have,), f"V{item}", file)[rows] = np.frombuffer(data[8 * count :], f"V{item}")
+    np.ndarray((have,), f"V{width}", file, offset, (item,))[rows] = np.frombuffer(data[8 * count :], f"V{width}")
 
 
 def pending_tail(table: PendingRecords) -> Any:

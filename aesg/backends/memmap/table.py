@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -20,8 +21,10 @@ from aesg.records import Columns
 
 Array = npt.NDArray[Any]
 
-_SPARSE_ROWS: Final = 256
-"""So few changed rows are always kept as single records."""
+_FEW: Final = 256
+"""So few changed rows are always kept as cells."""
+_ROW_BYTES: Final = 8
+"""What a cell takes beside its value."""
 
 
 class Records(Protocol):
@@ -51,6 +54,10 @@ class RecordFile:
         self.dtype = dtype
         self.count = count
         self._writable = writable
+        self._items = {
+            name: (np.dtype(f"V{kind.itemsize}") if kind.subdtype else kind, offset)
+            for name, (kind, offset, *_) in (dtype.fields or {}).items()
+        }
         with os_errors("opening", path):
             self.fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
@@ -65,10 +72,10 @@ class RecordFile:
             access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
             mapping = mmap.mmap(self.fd, self.capacity * self.dtype.itemsize, access=access)
         self.whole: Array = np.ndarray((self.capacity,), f"V{self.dtype.itemsize}", mapping)
-        self.views: dict[str, Array] = {}
-        for name, (kind, offset, *_) in (self.dtype.fields or {}).items():
-            item = np.dtype(f"V{kind.itemsize}") if kind.subdtype else kind
-            self.views[name] = np.ndarray((self.capacity,), item, mapping, offset, (self.dtype.itemsize,))
+        self.views: dict[str, Array] = {
+            name: np.ndarray((self.capacity,), item, mapping, offset, (self.dtype.itemsize,))
+            for name, (item, offset) in self._items.items()
+        }
 
     def _typed(self, field: str, values: Array) -> Array:
         kind = self.dtype[field]
@@ -79,10 +86,11 @@ class RecordFile:
 
     def _item(self, field: str, values: Array) -> Array:
         """`values` as the view of `field` stores them."""
-        if self.dtype[field].subdtype is None:
+        item, _ = self._items[field]
+        if item.kind != "V":
             return values
         flat = np.ascontiguousarray(values, self.dtype[field].base)
-        return flat.view(self.views[field].dtype).reshape(len(values))
+        return flat.view(item).reshape(len(values))
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
         return self._typed(field, self.views[field][rows])
@@ -98,11 +106,24 @@ class RecordFile:
         """Overwrite a field of rows (an index array or a slice) that were written before."""
         self.views[field][where] = self._item(field, values)
 
+    def fill(self, records: Array, columns: Columns) -> None:
+        """Put columns into records in memory, [n] of the file's dtype."""
+        for field, values in columns.items():
+            item, offset = self._items[field]
+            if item.kind == "V" and len(records) > 8:  # opaque items are copied faster than floats out of alignment
+                opaque = np.ndarray((len(records),), item, records, offset, records.strides)
+                opaque[:] = self._item(field, values)
+            else:
+                records[field] = values
+
+    def reserve(self, count: int) -> None:
+        """See to it that there is room for so many records."""
+        if count > self.capacity:
+            self.resize(max(count, self.capacity + self.capacity // 2))
+
     def append(self, first: int, records: Array) -> None:
         """Write records from row `first` on, growing the file as needed; they are not committed by that."""
-        end = first + len(records)
-        if end > self.capacity:
-            self.resize(max(end, self.capacity + self.capacity // 2))
+        self.reserve(first + len(records))
         with os_errors("writing", self.path):
             write_all(self.fd, [records.view(np.uint8)], first * self.dtype.itemsize)
 
@@ -136,14 +157,96 @@ class RecordFile:
         os.close(self.fd)
 
 
+class _Cells:
+    """Values of one field of some rows.
+
+    Of a row given twice the last counts, within a call too. So they are kept in the order in which they came: storing
+    them in that order ends with the right ones. A transaction that changes a field once and never looks at it again,
+    as most do, needs no more than that; the way from a row to its value is made when it is first needed.
+    """
+
+    def __init__(self, kind: np.dtype[Any], base_count: int) -> None:
+        self._base_count = base_count
+        self._rows = np.empty(0, np.int64)
+        self._values: Array = np.empty((0, *kind.shape), kind.base)
+        self._count = 0
+        self._slot_of: npt.NDArray[np.uint32] | None = None  # row → slot + 1; its pages exist only where touched
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def rows(self) -> npt.NDArray[np.int64]:
+        """int64 [n]."""
+        return self._rows[: self._count]
+
+    @property
+    def values(self) -> Array:
+        """In the order of the rows, [n] or [n, D]."""
+        return self._values[: self._count]
+
+    def put(self, rows: npt.NDArray[np.int64], values: Array) -> None:
+        """Add values of rows below the base count, or change those that are there."""
+        if not self._count:  # copies: what is given may be the caller's own
+            self._rows, self._values = rows.copy(), np.array(values, self._values.dtype, order="C")
+            self._count, self._slot_of = len(rows), None
+            return
+        slot_of = self.index()
+        slots = slot_of[rows]
+        new = slots == 0
+        if not new.all():
+            known = ~new
+            self._values[slots[known] - 1] = values[known]
+            rows, values = rows[new], values[new]
+        if len(rows):
+            end = self._count + len(rows)
+            if end > len(self._rows):
+                room = max(end, 2 * self._count)
+                self._rows, self._values = _with_room(self.rows, room), _with_room(self.values, room)
+            self._rows[self._count : end] = rows
+            self._values[self._count : end] = values
+            slot_of[rows] = np.arange(self._count + 1, end + 1, dtype=np.uint32)
+            self._count = end
+
+    def index(self) -> npt.NDArray[np.uint32]:
+        """uint32 [base count + 1], each row's position in `values`, plus 1; 0: it has none."""
+        if self._slot_of is None:
+            # One more than rows, to look up appended rows in: it stays 0.
+            self._slot_of = np.zeros(self._base_count + 1, np.uint32)
+            self._slot_of[self.rows] = np.arange(1, self._count + 1, dtype=np.uint32)
+        return self._slot_of
+
+    def lay_over(self, out: Array, rows: npt.NDArray[np.int64]) -> None:
+        """Put into `out`, which has the field of these rows, the values that are here."""
+        self._lay(out, self.index()[np.minimum(rows, self._base_count)])
+
+    def lay_over_chunk(self, out: Array, start: int) -> None:
+        """The same for `out` that has the rows from `start` on."""
+        slots = self.index()[start : start + len(out)]
+        self._lay(out[: len(slots)], slots)
+
+    def _lay(self, out: Array, slots: npt.NDArray[np.uint32]) -> None:
+        hit = np.flatnonzero(slots)
+        if len(hit):
+            out[hit] = self._values[slots[hit] - 1]
+
+
+def _with_room(array: Array, room: int) -> Array:
+    out = np.empty((room, *array.shape[1:]), array.dtype)
+    out[: len(array)] = array
+    return out
+
+
 class PendingRecords:
     """A record file with the uncommitted changes of one transaction over it.
 
-    Three kinds of change, each where it is cheapest:
+    Three kinds of change, each where it takes the fewest bytes, in memory and in the journal:
 
     * appended rows are in the file already, past the committed ones, where nobody looks;
-    * a few changed rows are copied whole (`_copies`, found through `_slot_of`);
-    * a column changed at many rows is held whole (`_columns`), or as far as a transform has come (`_filled`).
+    * a field changed at some rows is kept as cells: those rows, and their values;
+    * a field changed at many rows is held as a column: all of it, or its first rows, as far as a transform has come.
+
+    Where a field has both, the column counts for the rows that it holds and the cells for those past them.
 
     Attributes:
         base_count: Committed records.
@@ -155,45 +258,58 @@ class PendingRecords:
         self.file = file
         self.base_count = self.count = file.count
         self.appended = False
-        self._slot_of: npt.NDArray[np.uint32] | None = None  # row → slot + 1; its pages exist only where touched
-        self._copied_rows = np.empty(0, np.int64)
-        self._copies = np.empty(0, file.dtype)
-        self._copied = 0
+        self._cells: dict[str, _Cells] = {}
         self._columns: Columns = {}
-        self._filled: dict[str, int] = {}  # rows of a held column that count; past them the file does
+        self._filled: dict[str, int] = {}  # rows of a held column that count
 
     @property
     def changed(self) -> bool:
         """Whether there is anything to commit."""
-        return self.count > self.base_count or self._copied > 0 or bool(self._columns)
+        return self.count > self.base_count or bool(self._cells) or bool(self._columns)
 
     # Reading
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
         out = self.file.gather(field, rows)
+        if field in self._cells:
+            self._cells[field].lay_over(out, rows)
         if field in self._columns:
             held = rows < self._filled[field]
             out[held] = self._columns[field][rows[held]]
-        if self._slot_of is not None:
-            slots = self._slot_of[np.minimum(rows, self.base_count)]
-            hit = np.flatnonzero(slots)
-            if len(hit):
-                out[hit] = self._copies[field][slots[hit] - 1]
         return out
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         out = self.file.chunk(field, start, stop)
+        if field in self._cells:
+            self._cells[field].lay_over_chunk(out, start)
         if field in self._columns and start < self._filled[field]:
             part = self._columns[field][start : min(stop, self._filled[field])]
             out[: len(part)] = part
-        if self._copied:
-            rows = self._copied_rows[: self._copied]
-            inside = np.flatnonzero((rows >= start) & (rows < stop))
-            if len(inside):
-                out[rows[inside] - start] = self._copies[field][inside]
         return out
 
+    def has_changed(self, field: str) -> bool:
+        """Whether a committed row's field may differ from the file's."""
+        return field in self._cells or field in self._columns
+
+    def changes(self, field: str) -> tuple[Array, npt.NDArray[np.uint32], Array]:
+        """The changes to a field, for loops that cannot call `gather`.
+
+        Returns:
+            Its first rows, which count before anything else; uint32 [m], each row's position in what follows, plus 1
+            (0, and a row past the end, has none); values of single rows.
+        """
+        none = np.empty(0, self.file.dtype[field].base)
+        held = self._columns.get(field, none)[: self._filled.get(field, 0)]
+        if field not in self._cells:
+            return held, np.empty(0, np.uint32), none
+        return held, self._cells[field].index(), self._cells[field].values
+
     # Writing
+
+    def reserve(self, n: int) -> None:
+        """See to it that there is room for `n` more records."""
+        self.appended = True  # or half-way there: a rollback will look
+        self.file.reserve(self.count + n)
 
     def append(self, records: Array) -> None:
         """Append records, [n] of the file's dtype."""
@@ -203,32 +319,37 @@ class PendingRecords:
 
     def write(self, rows: npt.NDArray[np.int64], columns: Columns) -> None:
         """Overwrite fields of rows; of a row given twice the last value counts."""
-        old = rows < self.base_count
-        if not old.all():
-            new = ~old
+        if self.count > self.base_count:
+            old = rows < self.base_count
+            if not old.all():
+                new = ~old
+                for field, values in columns.items():
+                    self.file.store(field, rows[new], values[new])
+                rows, columns = rows[old], {field: values[old] for field, values in columns.items()}
+        if len(rows):
             for field, values in columns.items():
-                self.file.store(field, rows[new], values[new])
-            rows, columns = rows[old], {field: values[old] for field, values in columns.items()}
-            if not len(rows):
+                self._write_old(field, rows, values)
+
+    def _write_old(self, field: str, rows: npt.NDArray[np.int64], values: Array) -> None:
+        """Overwrite a field of committed rows."""
+        filled = self._filled.get(field, 0)
+        if filled:
+            held = rows < filled
+            self._columns[field][rows[held]] = values[held]
+            if held.all():
                 return
-        # Whichever puts fewer bytes into the journal: copies of the records, or the columns.
-        column_bytes = sum(self.file.dtype[field].itemsize for field in columns if field not in self._columns)
-        if len(rows) > _SPARSE_ROWS and len(rows) * self.file.dtype.itemsize > self.base_count * column_bytes:
-            for field in columns:
-                self._hold(field, self.base_count)
-        held = {field for field in columns if field in self._columns}
-        for field in held:
+            rows, values = rows[~held], values[~held]
+        if field not in self._cells:
+            self._cells[field] = _Cells(self.file.dtype[field], self.base_count)
+        cells = self._cells[field]
+        cells.put(rows, values)
+        if self._worth_a_column(field, len(cells), self.base_count - filled):
             self._hold(field, self.base_count)
-            self._columns[field][rows] = columns[field]
-        if len(held) < len(columns):
-            places = self._copy(rows)
-            for field, values in columns.items():
-                self._copies[field][places] = values
-        elif self._slot_of is not None:
-            slots = self._slot_of[rows]
-            hit = np.flatnonzero(slots)
-            for field, values in columns.items():
-                self._copies[field][slots[hit] - 1] = values[hit]
+
+    def _worth_a_column(self, field: str, changed: int, rows: int) -> bool:
+        """Whether so many cells take more bytes than the field of so many rows."""
+        width = self.file.dtype[field].itemsize
+        return changed > _FEW and changed * (_ROW_BYTES + width) > rows * width
 
     def put_chunk(self, start: int, columns: Columns) -> None:
         """Overwrite fields of the rows from `start` on; what did not change costs nothing."""
@@ -244,8 +365,9 @@ class PendingRecords:
             changed = np.flatnonzero(differs.any(axis=1) if differs.ndim > 1 else differs)
             if not len(changed):
                 continue
-            dense = len(changed) > len(values) // 16 and stop <= self.base_count
-            if dense and field not in self._columns:
+            filled = self._filled.get(field, 0)
+            cells = len(changed) + len(self._cells.get(field, ()))
+            if filled <= start and stop <= self.base_count and self._worth_a_column(field, cells, stop - filled):
                 self._hold(field, start)
                 self._fill(field, start, values)
                 continue
@@ -259,60 +381,36 @@ class PendingRecords:
             self._filled[field] = 0
         filled = self._filled[field]
         if filled < stop:
-            self._columns[field][filled:stop] = self.chunk(field, filled, stop)
-            self._filled[field] = stop
+            self._fill(field, filled, self.chunk(field, filled, stop))
 
     def _fill(self, field: str, start: int, values: Array) -> None:
         """Append to what is held of a column, which ends at `start`."""
         stop = start + len(values)
         self._columns[field][start:stop] = values
         self._filled[field] = stop
-        if self._copied:
-            rows = self._copied_rows[: self._copied]
-            inside = np.flatnonzero((rows >= start) & (rows < stop))
-            self._copies[field][inside] = values[rows[inside] - start]
-
-    def _copy(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Slots of the copies of rows, which are made where there are none."""
-        if self._slot_of is None:
-            # One more than rows, for `gather` to look up appended rows in: it stays 0.
-            self._slot_of = np.zeros(self.base_count + 1, np.uint32)
-        slots: npt.NDArray[np.uint32] = self._slot_of[rows]
-        missing = np.unique(rows[slots == 0])
-        if len(missing):
-            copies = self.file.records(missing)
-            for field, column in self._columns.items():
-                held = missing < self._filled[field]
-                copies[field][held] = column[missing[held]]
-            end = self._copied + len(missing)
-            if end > len(self._copies):
-                room = max(end, 2 * len(self._copies), 64)
-                self._copies = np.concatenate([self._copies, np.empty(room - len(self._copies), self.file.dtype)])
-                self._copied_rows = np.concatenate(
-                    [self._copied_rows, np.empty(room - len(self._copied_rows), np.int64)]
-                )
-            self._copies[self._copied : end] = copies
-            self._copied_rows[self._copied : end] = missing
-            self._slot_of[missing] = np.arange(self._copied + 1, end + 1, dtype=np.uint32)
-            self._copied = end
-            slots = self._slot_of[rows]
-        return slots.astype(np.int64) - 1
+        if stop == self.base_count:
+            self._cells.pop(field, None)
 
     # Committing
 
     def held_columns(self) -> Columns:
-        """Columns to overwrite, as many of the first rows as are given; before the records."""
+        """Columns to overwrite, as many of the first rows as are given."""
         return {field: column[: self._filled[field]] for field, column in self._columns.items()}
 
-    def copied_records(self) -> tuple[npt.NDArray[np.int64], Array]:
-        """Rows and whole records to overwrite."""
-        return self._copied_rows[: self._copied], self._copies[: self._copied]
+    def cells(self) -> Iterator[tuple[str, npt.NDArray[np.int64], Array]]:
+        """Fields, rows and values to overwrite, in that order; no row that a held column has."""
+        for field, cells in self._cells.items():
+            rows, values, filled = cells.rows, cells.values, self._filled.get(field, 0)
+            if filled:
+                past = rows >= filled
+                rows, values = rows[past], values[past]
+            if len(rows):
+                yield field, rows, values
 
     def apply(self) -> None:
         """Store the changes into the file, and count the appended records as committed."""
         for field, column in self.held_columns().items():
             self.file.store(field, slice(0, len(column)), column)
-        if self._copied:
-            rows, records = self.copied_records()
-            self.file.whole[rows] = records.view(self.file.whole.dtype)
+        for field, rows, values in self.cells():
+            self.file.store(field, rows, values)
         self.file.count = self.count

@@ -51,6 +51,11 @@ from aesg.records import EVENT_DTYPE, Rows
 
 _CHECKPOINT_BYTES: Final = {Durability.PROCESS_CRASH: 1 << 22, Durability.POWER_LOSS: 1 << 26}
 """Journal size at which to checkpoint: cheap without syncs, and worth putting off with them."""
+_CHECKPOINT_MOST: Final = 1 << 28
+_CHECKPOINT_COMMITS: Final = 4096
+"""With syncs and large commits it is put off further, until the journal is as large as the store or this, or holds so
+many commits: a checkpoint writes back every page that commits have changed, and the next change of each costs ten times
+what later ones do. A recovery reads all of the journal, and takes its time over every commit."""
 _JOURNALED_TAIL: Final = 1 << 22
 """Appended bytes up to which a synced commit writes them twice rather than syncing a second file."""
 
@@ -90,7 +95,7 @@ class MemmapWriter(MemmapStore):
         path = self.directory / JOURNAL
         if recovering := path.exists():
             with os_errors("opening", path):
-                left = Journal(path)
+                left = Journal(path, version=redo.VERSION)
             try:
                 self._opened = recover(self.directory, left, meta, sync=self._sync)
             finally:
@@ -143,7 +148,7 @@ class MemmapWriter(MemmapStore):
                 self._journal.mark_applied(generation)
                 self._opened.state = tables.state
                 self._opened.generation = generation
-                if self._journal.size > _CHECKPOINT_BYTES[self._durability]:
+                if self._is_checkpoint_due():
                     with suppress(CapacityError):  # the commit stands; the next one tries again
                         self._checkpoint()
         except BaseException as error:
@@ -198,12 +203,22 @@ class MemmapWriter(MemmapStore):
     def _created_journal(self) -> Journal:
         path = self.directory / JOURNAL
         with os_errors("creating", path):
-            return Journal(path, create=True, sync=self._sync)
+            return Journal(path, create=True, sync=self._sync, version=redo.VERSION)
 
     def _begin_journal(self) -> None:
         """Start the journal with an entry that only says where we are."""
         self._journal.restart(self._opened.generation, [redo.encode_state(self._opened.state)])
         self._journal.mark_applied(self._opened.generation)
+        self._journal_begins = self._opened.generation
+
+    def _is_checkpoint_due(self) -> bool:
+        size = self._journal.size
+        if size <= _CHECKPOINT_BYTES[self._durability]:
+            return False
+        if not self._sync or self._opened.generation - self._journal_begins > _CHECKPOINT_COMMITS:
+            return True
+        files = (self._opened.files.nodes, self._opened.files.edges)
+        return size > min(sum(file.count * file.dtype.itemsize for file in files), _CHECKPOINT_MOST)
 
     def _checkpoint(self) -> None:
         files = self._opened.files

@@ -20,7 +20,7 @@ import re
 import struct
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,8 @@ from aesg.errors import CorruptionError, InvalidInputError
 PRIVATE: Final = "journal"
 JOURNAL: Final = "journal/entries.redo"
 LOCK: Final = "journal/writer.lock"
-_NEW: Final = ".new"
+NEW: Final = ".new"
+"""Ends the names of files that a commit has not put in place yet; a killed writer's wait for the next one."""
 _INLINE: Final = 1 << 22
 """Bytes up to which a durable commit writes everything twice rather than syncing many files."""
 
@@ -117,6 +118,7 @@ class Staged:
         drops: Keys to remove.
         sync: It is to be durable.
         folders: Every folder in which something changes.
+        waiting: Keys that are to be renamed yet, the first one last.
     """
 
     directory: Path
@@ -125,6 +127,7 @@ class Staged:
     drops: Sequence[str]
     sync: bool
     folders: set[Path]
+    waiting: list[str] = field(default_factory=list)
 
     def entry(self) -> list[Any]:
         """The journal entry."""
@@ -134,11 +137,12 @@ class Staged:
         return [_ENTRY.pack(len(head)), head, *(content.data for content in self.inline or ())]
 
     def carry_out(self) -> None:
-        """Rename and remove; needs no room."""
-        for key in self.writes:
-            path = self.directory / key
+        """Rename and remove; needs no room. What was done by the time it raises is not done again."""
+        while self.waiting:
+            path = self.directory / self.waiting[-1]
             with os_errors("replacing", path):
                 os.replace(_staged(path), path)
+            self.waiting.pop()
         _remove(self.directory / key for key in self.drops)
 
     def discard(self) -> None:
@@ -184,11 +188,12 @@ def stage(directory: Path, writes: Iterable[tuple[str, Content]], drops: Sequenc
     except BaseException:
         staged.discard()
         raise
+    staged.waiting = list(reversed(staged.writes))
     return staged
 
 
 def _staged(path: Path) -> str:
-    return f"{path}{_NEW}"
+    return f"{path}{NEW}"
 
 
 def _write_staged(path: Path, content: Content, folders: set[Path], directory: Path) -> None:
@@ -286,24 +291,27 @@ def recover(directory: Path, *, sync: bool) -> None:
         except FileNotFoundError:
             return
     try:
-        reached, entries = journal.applied, []
+        applied, entries = journal.applied, []
+        reached = applied
         for reached, payload in journal.entries():
             if payload:  # the first entry says nothing
                 entries.append((reached, _decode_entry(payload, path)))
-        if journal.applied > journal.generation or (
-            journal.pending and reached < journal.generation and not journal.restarted
-        ):
+        if journal.pending and reached < journal.generation and not journal.restarted:
             raise CorruptionError(
                 f"{path}: its whole entries reach generation {reached}, expected {journal.generation} as its header "
                 f"says: it was truncated or garbled, and the files may hold half of what is missing"
             )
+        # A kill loses only what was not carried out yet. Of a machine that was restarted, or a recovery that was
+        # killed, nobody knows.
+        if journal.restarted or applied > journal.generation:
+            applied = 0
+        journal.mark_pending()
         for generation, entry in entries:
-            # A machine that was restarted may have lost what had been carried out; a kill loses only what had not.
-            if journal.restarted or generation > journal.applied:
+            if generation > applied:
                 _replay(directory, entry, path)
         with os_errors("recovering", directory):
             for folder, _, names in os.walk(directory):
-                _remove(os.path.join(folder, name) for name in names if name.endswith(_NEW))
+                _remove(os.path.join(folder, name) for name in names if name.endswith(NEW))
         if sync or any(entry.sync for _, entry in entries):
             if reached < journal.generation:
                 sync_all(directory)
@@ -316,6 +324,13 @@ def recover(directory: Path, *, sync: bool) -> None:
     if sync:
         with os_errors("syncing", path.parent):
             sync_directory(path.parent)
+
+
+def write_again(directory: Path, journal: Journal) -> None:
+    """Write what all entries of a journal say, for the files are not to be trusted."""
+    for _, payload in journal.entries():
+        if payload:
+            _replay(directory, _decode_entry(payload, journal.path), journal.path)
 
 
 def _replay(directory: Path, entry: _Entry, place: Path) -> None:

@@ -16,7 +16,7 @@ from aesg.backends.files import os_errors
 from aesg.backends.registry import Backend, Mode, Option, choice
 from aesg.backends.url import StoreURL
 from aesg.backends.zarr import CACHE_BYTES, CACHE_OPTION
-from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
+from aesg.errors import CorruptionError, InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import (
     Atomicity,
     Capabilities,
@@ -30,6 +30,9 @@ from aesg.protocols import (
 )
 
 LOCK: Final = "aesg.lock"
+BRANCH: Final = "refs/branch.main/ref.json"
+NEW: Final = "aesg.new"
+"""Where a repository is made before it is moved to where it belongs."""
 
 CAPABILITIES: Final = Capabilities(
     durability=Durability.PROCESS_CRASH,  # Icechunk's files are renamed into place, but never synced
@@ -60,6 +63,8 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
         raise InvalidInputError(f"{canonical}: an old snapshot is only read; open it with mode='r'")
     with os_errors("opening", directory):
         exists = recognises(directory)
+        if not exists and (directory / LOCK).is_file() and (directory / "snapshots").is_dir() and not begun(directory):
+            raise CorruptionError(f"{directory / BRANCH}: missing, but there are snapshots; restore it from a copy")
     if not exists and mode == "r":
         raise NotFoundError(f"{canonical}: there is no store; open it with mode='a' to create one")
     if not exists and vector_dim is None:
@@ -73,7 +78,12 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
 
 def recognises(path: Path) -> bool:
     """Whether a directory holds an Icechunk repository, ours or another."""
-    return (path / "refs" / "branch.main" / "ref.json").is_file() and (path / "snapshots").is_dir()
+    return (path / BRANCH).is_file() and (path / "snapshots").is_dir()
+
+
+def begun(path: Path) -> bool:
+    """Whether the creation of a repository was cut short."""
+    return (path / NEW).is_dir()
 
 
 def _snapshot_id(value: Any) -> str:

@@ -30,11 +30,13 @@ from aesg.backends.zarr.directory import (
     stage,
     sync_all,
     sync_files,
+    write_again,
 )
 from aesg.backends.zarr.mapping import map_file, read_file
 from aesg.backends.zarr.verify import find_violations
 from aesg.errors import (
     CapacityError,
+    ConflictError,
     CorruptionError,
     LockedError,
     NotFoundError,
@@ -272,7 +274,8 @@ class LocalWriter(LocalContainer):
         super().__init__(url, directory, codec, capabilities)
         self._sync = capabilities.durability is Durability.POWER_LOSS
         self._durability = capabilities.durability.name.lower()
-        self._forked = self._failed = False
+        self._forked = self._distrusted = False
+        self._in_doubt: tuple[Staged, Changes] | None = None
         self._unsynced: tuple[set[str], set[Path]] = set(), set()
         with os_errors("opening", directory):
             if not recognises(directory):
@@ -312,36 +315,58 @@ class LocalWriter(LocalContainer):
 
     # Commits
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        self._settle()
+        yield
+
     def commit(self, changes: Changes) -> None:
-        self._check_usable()
+        if self._settle():
+            raise ConflictError(
+                f"{self.url}: the commit before this one was in doubt, and has happened; begin a new transaction"
+            )
         writes = self._writes(changes, self._durability)
         staged = stage(self.directory, writes, self._drops(changes), sync=self._sync)
-        happened = False
         try:
             if self._sync and staged.inline is None:
                 self._checkpoint()  # only this entry may be there while the files that it names change their names
-            generation = self._generation + 1
             with commit_lock(self._guard, exclusive=True):
-                if self._sync:
-                    self._journal.append(generation, staged.entry())
-                else:
-                    self._journal.restart(generation, staged.entry())
-                happened = True
-                staged.carry_out()
-                self._journal.mark_applied(generation)
-            self._generation = generation
-            if self._sync:
-                self._put_off_syncing(staged)
+                append = self._journal.append if self._sync else self._journal.restart
+                append(self._generation + 1, staged.entry())
+                self._generation += 1
+                self._in_doubt = staged, changes
+                self._carry_out()
         except BaseException as error:
-            if happened:
-                self._failed = True
-                raise StorageError(
-                    f"{self.url}: the commit is in the journal but could not be carried out; open the store again"
-                ) from error
-            staged.discard()
-            raise
+            if self._in_doubt is None:
+                staged.discard()
+                raise
+            raise StorageError(
+                f"{self.url}: the commit is in the journal but could not be carried out yet; this handle will do it, "
+                f"or the next one"
+            ) from error
+        if self._sync:
+            self._put_off_syncing(staged)
+
+    def _carry_out(self) -> None:
+        """Do what the newest entry says; readers are kept out."""
+        assert self._in_doubt is not None
+        staged, changes = self._in_doubt
+        staged.carry_out()
+        self._journal.mark_applied(self._generation)
+        self._in_doubt = None
         self._moved(changes, self._durability)
         self._set_resident()
+
+    def _settle(self) -> bool:
+        """Carry out a commit that could not be carried out when it was made; whether there was one."""
+        if self._in_doubt is None:
+            return False
+        staged = self._in_doubt[0]
+        with commit_lock(self._guard, exclusive=True):
+            self._carry_out()
+        if self._sync:
+            self._put_off_syncing(staged)
+        return True
 
     def _put_off_syncing(self, staged: Staged) -> None:
         """Remember what is on the disk only as a part of the journal; later bring it to where it belongs."""
@@ -350,25 +375,30 @@ class LocalWriter(LocalContainer):
         if staged.inline is not None:
             keys.update(staged.writes)
         if staged.inline is None or self._journal.size > _CHECKPOINT:
-            with suppress(CapacityError):  # the commit stands; the next one tries again
+            with suppress(CapacityError, StorageError):  # the commit stands; the next one tries again
                 self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Sync the files themselves, and begin the journal anew."""
-        sync_files(self.directory, *self._unsynced)
+        try:
+            if self._distrusted:
+                with commit_lock(self._guard, exclusive=True):
+                    write_again(self.directory, self._journal)
+            sync_files(self.directory, *self._unsynced)
+        except BaseException:
+            # What a sync that failed has not written, the next one does not either: it has to be written again.
+            self._distrusted = True
+            raise
+        self._distrusted = False
         self._unsynced = set(), set()
+        self._journal.restart(self._generation + 1, [])
         self._generation += 1
-        self._journal.restart(self._generation, [])
         self._journal.mark_applied(self._generation)
 
     def flush(self) -> None:
-        self._check_usable()
+        self._settle()
         if self._sync:
             self._checkpoint()
-
-    def _check_usable(self) -> None:
-        if self._failed:
-            raise StorageError(f"{self.url}: a commit could not be carried out; open the store again")
 
     # The end
 
@@ -381,9 +411,8 @@ class LocalWriter(LocalContainer):
 
     def close(self) -> None:
         try:
-            if not self._failed and not self._forked:
-                if self._sync:
-                    self._checkpoint()
+            if not self._forked:
+                self.flush()
                 path = self.directory / JOURNAL
                 with os_errors("removing", path):
                     path.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from aesg.backends.zarr import documents
 from aesg.backends.zarr.arrays import ArrayContainer
 from aesg.backends.zarr.codecs import Content
 from aesg.backends.zarr.documents import Layout
-from aesg.backends.zarr.icechunk import CAPABILITIES, LOCK, recognises
+from aesg.backends.zarr.icechunk import CAPABILITIES, LOCK, NEW, recognises
 from aesg.backends.zarr.loop import run
 from aesg.errors import (
     AESGError,
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from icechunk import Repository, Storage
 
 BRANCH: Final = "main"
-_NEW: Final = "aesg.new"
 _GENERATION: Final = "aesg_generation"
 _AT_ONCE: Final = 8
 """Chunks that are written at the same time."""
@@ -214,10 +213,13 @@ class IcechunkContainer(ArrayContainer):
 
     def _load_root(self) -> None:
         data = self._read(documents.ROOT, documents.DOCUMENT_LIMIT)
-        if data is not None and not documents.is_ours(data):
-            attributes = documents.parse(data, self._place(documents.ROOT)).get("attributes")
-            if attributes or self._lock is None:
-                raise InvalidInputError(f"{self.url}: the repository holds something else; give another path")
+        if data is None:
+            # Of a snapshot that cannot be read, every key is said to be missing; this question is answered honestly.
+            with _errors("opening", self.url):
+                run(self._store.exists(documents.ROOT))
+        elif not documents.is_ours(data):
+            documents.parse(data, self._place(documents.ROOT))
+            raise InvalidInputError(f"{self.url}: the repository holds something else; give another path")
         super()._load_root()
 
     def refresh(self) -> bool:
@@ -380,7 +382,7 @@ def _create_local(library: Any, directory: Path) -> None:
     Icechunk wants a folder with nothing in it, and one that a kill has left half made would never be one again. So it
     gets one of its own, and what it made is moved from there, the branch last: with it the repository is there.
     """
-    new = directory / _NEW
+    new = directory / NEW
     if not recognises(new):
         shutil.rmtree(new, ignore_errors=True)
         library.Repository.create(_local_storage(library, new))
@@ -414,8 +416,6 @@ class IcechunkStore(BlockStore):
     def _begin(self) -> WritableTables:
         # Another program may have committed: what is written now has to stand on that.
         self._container.refresh()
-        if self._container.version != self._version:
-            self._load()
         return super()._begin()
 
     def history(self) -> list[HistoryEntry]:
