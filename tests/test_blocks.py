@@ -445,3 +445,12 @@ def test_a_tail_keeps_its_rows_when_it_grows():
     tail.put(15, {"x": np.ones((1000, 3), np.float32)}, {})
     assert np.array_equal(tail.view("x", 10, 15), first)
     assert np.array_equal(tail.gather("x", np.array([14, 15])), [first[4], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("largest", [0, 5, 1 << 40, 1 << 61])
+def test_sorting_by_source_is_stable_whatever_the_numbers(largest):
+    sources = np.random.default_rng(largest % 97).integers(0, largest + 1, 3000) // 7 * 7
+    ordered, order = adjacency.by_source(sources)
+    assert np.array_equal(order, np.argsort(sources, kind="stable"))
+    assert np.array_equal(ordered, sources[order])
+    assert [len(part) for part in adjacency.by_source(sources[:0])] == [0, 0]

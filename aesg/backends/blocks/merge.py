@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.blocks import layout
-from aesg.backends.blocks.adjacency import merged
+from aesg.backends.blocks.adjacency import by_source, merged
 from aesg.backends.blocks.columns import BlockColumns, checksum
 from aesg.backends.blocks.container import Block, Key
 from aesg.backends.blocks.layout import CHECKSUMS, LOG
@@ -86,10 +86,10 @@ def rewrite(columns: BlockColumns, arrays: Mapping[str, npt.NDArray[Any]], sourc
         _put_column(columns, made, name, values)
     nodes, edges = len(arrays["nodes/id"]), len(sources)
     if edges > layout.FEW_UNSORTED:
-        order = np.argsort(sources[::-1], kind="stable")
+        ordered, order = by_source(sources[::-1])
         refs = edges - 1 - order
         by_ref = {name: arrays[EDGES.column(name)] for name in layout.OUT_COLUMNS if name != "ref"}
-        _put_sorted(columns, made, sources[refs], {"ref": refs, **{n: c[refs] for n, c in by_ref.items()}}, nodes)
+        _put_sorted(columns, made, ordered, {"ref": refs, **{n: c[refs] for n, c in by_ref.items()}}, nodes)
         made.sorted_edges = edges
     made.checksums = {name: np.empty(0, np.uint32) for name in made.of_checksums}
     _put_checksums(columns, made)
