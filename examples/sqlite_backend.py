@@ -43,7 +43,8 @@ PROMISES = Capabilities(
 )
 
 _INHERITED: list[sqlite3.Connection] = []
-"""Connections of a parent process: closing them here would harm it, so they are kept."""
+"""Connections of a parent process. SQLite bears no forks: they are neither used here nor closed, which would harm the
+parent; and no other one is opened, which would take the parent's locks for its own."""
 
 
 class SqliteContainer(BlockContainer):
@@ -153,9 +154,6 @@ class SqliteContainer(BlockContainer):
         _INHERITED.append(self._db)
         if self._lock is not None:
             self._lock.forget()
-
-    def reopen(self) -> "SqliteContainer":
-        return SqliteContainer(self._path, self._url, writable=False)
 
     def close(self) -> None:
         if hasattr(self, "_db"):
