@@ -133,8 +133,10 @@ class SqliteContainer(BlockContainer):
                 self._db.executemany("DELETE FROM blocks WHERE name = ? AND number = ?", changes.drops)
                 self._db.execute("COMMIT")
                 # SQLite drops the end of a damaged log without a word; so none is left where readers and room allow.
+                self._db.execute("PRAGMA busy_timeout = 0")
                 with suppress(sqlite3.OperationalError):
                     self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._db.execute("PRAGMA busy_timeout = 5000")
             finally:
                 self._look()
 
