@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 # no CUDA packages are pulled along. `make TORCH_INDEX=URL` names an index to take that build from.
 TORCH_INDEX ?=
 
+PERSISTENT := memmap: memmap:?durability=power_loss lmdb: lmdb:?sync=false zarr: zarr:?durability=power_loss icechunk:
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo test check lint types contracts bench crash guarantees clean
@@ -46,8 +48,10 @@ contracts: $(READY) ## who may import whom
 bench: $(READY) ## measure against the published 0.3.0
 	$(BIN)/python -m benchmarks $(ARGS)
 
-crash: $(READY) ## the long form of the crash campaign: 500 kills
-	AESG_CRASH_KILLS=500 $(BIN)/python -m pytest tests/test_memmap_crash.py -v -s $(ARGS)
+crash: $(READY) ## the long form of the crash campaign on every backend: 300 kills each and more; ARGS='lmdb:' chooses
+	@for url in $(or $(ARGS),$(PERSISTENT)); do \
+		$(BIN)/python -m aesg.testing "$$url" -k crash --long || exit 1; \
+	done
 
 guarantees: $(READY) ## write the table of guarantees into README.md
 	@$(BIN)/python -m tools.guarantees
