@@ -80,8 +80,9 @@ class Integrity(IntEnum):
 class SpaceReclaim(IntEnum):
     """When space of removed data is given back."""
 
-    ON_COMPACT = 0
-    CONTINUOUS = 1
+    ON_MAINTENANCE = 0  # by the backend's own means, which its documentation names
+    ON_COMPACT = 1
+    CONTINUOUS = 2
 
 
 @dataclass(frozen=True, slots=True)

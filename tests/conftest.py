@@ -31,23 +31,13 @@ def golden(request):
     return GOLDEN / request.param
 
 
-BACKENDS = {
-    "memory": "memory:",
-    "memmap": "memmap://{}/store",
-    "memmap-power_loss": "memmap://{}/store?durability=power_loss",
-}
+MEMMAPS = {"memmap": "memmap://{}/store", "memmap-power_loss": "memmap://{}/store?durability=power_loss"}
 
 
-@pytest.fixture(params=BACKENDS)
-def backend_url(request, tmp_path):
-    """The URL of a new store of each backend."""
-    return BACKENDS[request.param].format(tmp_path)
-
-
-@pytest.fixture(params=[name for name in BACKENDS if name != "memory"])
+@pytest.fixture(params=MEMMAPS)
 def disk_url(request, tmp_path):
-    """The URL of a new store of each backend that keeps something when it is closed."""
-    return BACKENDS[request.param].format(tmp_path)
+    """The URL of a new memmap store of each durability."""
+    return MEMMAPS[request.param].format(tmp_path)
 
 
 @pytest.fixture

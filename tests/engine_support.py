@@ -1,9 +1,8 @@
-"""What the engine's tests share: small random graphs, a proxy that shows the protocol alone, a naive reference."""
+"""What the engine's tests share: small random graphs and a naive reference."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -64,53 +63,6 @@ def sketch(seed: int, nodes: int = 12, edges: int = 30, dim: int = 3) -> Sketch:
         (rng.random(edges) * 1.5 * (rng.random(edges) < 0.95)).astype(np.float32),
         rng.random(edges).astype(np.float32),
     )
-
-
-class Only:
-    """Shows some names of an object and nothing else; counts calls, and can replace some."""
-
-    def __init__(self, of: Any, names: Sequence[str], calls: list[tuple[str, Any]] | None = None) -> None:
-        self._of, self._names, self._calls = of, names, [] if calls is None else calls
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in self._names:
-            raise AttributeError(f"the protocol has no {name}")
-        value = getattr(self._of, name)
-        if not callable(value):
-            return value
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self._calls.append((name, args))
-            return value(*args, **kwargs)
-
-        return call
-
-    def __len__(self) -> int:
-        return len(self._of)
-
-
-class Bare:
-    """A graph that exposes the protocol's names and nothing else."""
-
-    def __init__(self, graph: Any) -> None:
-        self.node_calls: list[tuple[str, Any]] = []
-        self.edge_calls: list[tuple[str, Any]] = []
-        self.nodes = Only(graph.nodes, ["append", "read", "write", "scan", "transform", "rows_of"], self.node_calls)
-        names = ["append", "out_edges", "read", "write", "remove", "degrees", "scan", "transform"]
-        self.edges = Only(graph.edges, names, self.edge_calls)
-        self.events = Only(graph.events, ["append", "read"])
-        self._graph = graph
-
-    @property
-    def vector_dim(self) -> int:
-        return self._graph.vector_dim
-
-    @property
-    def attrs(self) -> Any:
-        return self._graph.attrs
-
-    def called(self, name: str) -> int:
-        return sum(1 for n, _ in self.node_calls + self.edge_calls if n == name)
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import Bare, Reached, Sketch, reference, sketch
+from engine_support import Reached, Sketch, reference, sketch
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +16,7 @@ from aesg.config import AESGConfig
 from aesg.engine.activation import Activation, Energies, activate
 from aesg.errors import NotFoundError
 from aesg.records import Adjacency
+from aesg.testing.proxy import Bare
 
 D = 3
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import Bare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +27,7 @@ from aesg.engine.structure import (
 )
 from aesg.errors import InvalidInputError, NotFoundError
 from aesg.records import EventType, NodeBatch
+from aesg.testing.proxy import Bare
 
 CONFIG = AESGConfig(vector_dim=2, consolidation_epoch_interval=0)
 

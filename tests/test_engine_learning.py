@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import Bare, sketch
+from engine_support import sketch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from aesg.engine.novelty import MAX_CANDIDATES, NoveltyCounter, centroid_score, 
 from aesg.engine.plasticity import credit
 from aesg.engine.structure import create_sensory
 from aesg.records import NodeBatch
+from aesg.testing.proxy import Bare
 
 
 def graph_of(vectors: np.ndarray, edges: list[tuple[int, int]] = [], **edge: Any) -> Any:  # noqa: B006

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_support import Bare
 from hypothesis import given
 from hypothesis import strategies as st
 
 import aesg
 from aesg.engine.seeds import nearest, units
 from aesg.records import NodeBatch
+from aesg.testing.proxy import Bare
 
 
 def store_of(vectors: np.ndarray, active: np.ndarray | None = None) -> Any:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import GOLDEN_NAMES
-from store_support import assert_same, batch, check_within, contents, fill
 
 import aesg
 from aesg.backends.memmap.format import EDGE_DTYPE, Meta, node_dtype, read_meta
 from aesg.errors import NotFoundError, SchemaMismatchError
 from aesg.records import NODE_FIELDS, EventType, event_dicts, events
+from aesg.testing.graphs import assert_same, batch, check_within, contents, fill
 
 PUBLISHED = ["nodes.aesg", "edges.aesg", "meta.npy", "evolution.aesglog"]
 DIM = 5

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from store_support import batch
 
 import aesg
 from aesg.backends.ids import IdIndex
@@ -16,6 +15,7 @@ from aesg.backends.memmap import kernels
 from aesg.backends.memmap.format import EDGE_DTYPE, node_dtype
 from aesg.backends.memmap.kernels import NO_OVERLAY, Loops, Source
 from aesg.errors import CorruptionError
+from aesg.testing.graphs import batch
 
 DIM = 3
 ARRAYS = ("indptr", "refs", "target_rows", "weight", "confidence", "use_count")

@@ -7,7 +7,6 @@ import struct
 
 import numpy as np
 import pytest
-from store_support import batch
 
 import aesg
 from aesg.backends.journal import Journal
@@ -16,6 +15,7 @@ from aesg.backends.memmap.format import EDGE_DTYPE, node_dtype
 from aesg.backends.memmap.table import PendingRecords, RecordFile
 from aesg.backends.memmap.tables import State
 from aesg.errors import CorruptionError, FormatVersionError
+from aesg.testing.graphs import batch
 
 KIND = np.dtype([("id", "<u8"), ("vector", "<f4", (3,)), ("relevance", "<f4"), ("is_active", "u1")])
 FIELDS = ["vector", "relevance", "is_active"]

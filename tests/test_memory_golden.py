@@ -25,17 +25,20 @@ def golden(request, tmp_path):
 
 def copied(source, url):
     """Copy a store, record by record, into a new one; removed edges keep their refs."""
-    with aesg.open(source, mode="r") as old, aesg.open(url, vector_dim=old.vector_dim) as new:
-        with new.transaction() as transaction:
-            for columns in old.nodes.scan():
-                transaction.nodes.append(NodeBatch(columns.pop("vector"), columns.pop("id"), columns))
-            refs = 0
-            for edges in old.edges.scan():
-                assert np.array_equal(edges["ref"], refs + np.arange(len(edges["ref"])))
-                refs += len(edges["ref"])
-                new_refs = transaction.edges.append(edges["source_row"], edges["target_row"])
-                transaction.edges.write(new_refs, **{name: edges[name] for name in EDGE_WRITABLE})
-            transaction.events.append(old.events.read())
+    with (
+        aesg.open(source, mode="r") as old,
+        aesg.open(url, vector_dim=old.vector_dim) as new,
+        new.transaction() as transaction,
+    ):
+        for columns in old.nodes.scan():
+            transaction.nodes.append(NodeBatch(columns.pop("vector"), columns.pop("id"), columns))
+        refs = 0
+        for edges in old.edges.scan():
+            assert np.array_equal(edges["ref"], refs + np.arange(len(edges["ref"])))
+            refs += len(edges["ref"])
+            new_refs = transaction.edges.append(edges["source_row"], edges["target_row"])
+            transaction.edges.write(new_refs, **{name: edges[name] for name in EDGE_WRITABLE})
+        transaction.events.append(old.events.read())
     return url
 
 

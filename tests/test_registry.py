@@ -9,7 +9,6 @@ from importlib.metadata import EntryPoint, entry_points
 
 import numpy as np
 import pytest
-from store_support import DIM, assert_same, contents, fill
 
 import aesg
 from aesg import errors
@@ -26,6 +25,7 @@ from aesg.errors import (
     StorageError,
     UnsupportedError,
 )
+from aesg.testing.graphs import DIM, assert_same, contents, fill
 
 # --- URLs ------------------------------------------------------------------------------------------------------------
 

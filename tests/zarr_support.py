@@ -2,13 +2,17 @@
 
 `python zarr_support.py write URL STEPS [CALL]`: commits step after step, prints each one that is committed, and with
 CALL kills itself at that call into the operating system that changes a file.
-`python zarr_support.py read`: a path on each line in, what is found there on each line out.
+`python zarr_support.py serve`: the same for each line of JSON, [URL, STEPS, CALL], in a fork of its own; a CALL with a
+decimal point is a number of seconds.
+`python zarr_support.py read`: a URL and a mode on each line in, what is found there on each line out.
 """
 
 import faulthandler
+import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -136,7 +140,13 @@ def kill_at(number):
 
 def write(url, steps, call=None):
     """Go on from where the store is."""
-    if call is not None:
+    if os.environ.get("AESG_TEST_SMALL_ENTRIES"):
+        from aesg.backends.zarr import directory, local
+
+        directory._INLINE, local._CHECKPOINT = 20_000, 60_000
+    if isinstance(call, float):
+        signal.setitimer(signal.ITIMER_REAL, call)  # nobody handles the signal: it ends the process like any other
+    elif call is not None:
         kill_at(int(call))
     container = opened(url)
     head = container.head()
@@ -150,12 +160,57 @@ def write(url, steps, call=None):
     print("closed", flush=True)
 
 
+def serve():
+    for name in sys.argv[2:]:
+        importlib.import_module(name)  # so that no fork has to
+
+    for line in sys.stdin:
+        read_end, write_end = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.dup2(write_end, 1)
+            write(*json.loads(line))
+            os._exit(0)
+        os.close(write_end)
+        with os.fdopen(read_end) as pipe:
+            said = pipe.read()
+        print(json.dumps({"said": said, "status": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}), flush=True)
+
+
+class Writers:
+    """Processes that write, one after another."""
+
+    def __init__(self, *imports, **environment):
+        self._server = subprocess.Popen(
+            [sys.executable, __file__, "serve", *imports],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+
+    def write(self, url, steps, call=None):
+        """Whether it was killed, and the last step that it said was committed, -1 if none."""
+        self._server.stdin.write(json.dumps([url, steps, call]) + "\n")
+        self._server.stdin.flush()
+        done = json.loads(self._server.stdout.readline())
+        assert done["status"] in (0, -signal.SIGKILL, -signal.SIGALRM)
+        said = [line.split() for line in done["said"].splitlines(keepends=True) if line.endswith("\n")]
+        return done["status"] != 0, max([-1, *(int(words[1]) for words in said if len(words) == 2)])
+
+    def close(self):
+        """End them."""
+        self._server.communicate()
+
+
 def attempt(url, mode):
     """Everything that is found, for stores that `write` made."""
     try:
         container = opened(url, mode)
         try:
             with container.reading():
+                if container.head() is None:
+                    return {"error": "NotFoundError"}  # a writer would create one
                 k = container.head()["k"]
                 found = {"k": k, "same": container.head() == {**HEAD, "k": k} and same(container, state_after(k))}
             found["violations"] = [violation.kind for violation in container.verify()]
@@ -178,4 +233,7 @@ def read():
 
 
 if __name__ == "__main__":
-    {"write": write, "read": read}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "write":
+        write(*sys.argv[2:])
+    else:
+        {"read": read, "serve": serve}[sys.argv[1]]()

@@ -35,7 +35,10 @@ SAID: Final[dict[str, tuple[str, dict[str, str]]]] = {
     ),
     "writers": ("who may write", {"one_process": "one process", "many": "many"}),
     "snapshots": ("snapshots", {"true": "yes", "false": "no"}),
-    "space_reclaim": ("removed data's space", {"on_compact": "after `compact()`", "continuous": "at once"}),
+    "space_reclaim": (
+        "space of removed data comes back",
+        {"on_maintenance": "when old commits expire", "on_compact": "after `compact()`", "continuous": "at once"},
+    ),
     "integrity": (
         "damaged files",
         {"structure": "noticed where they cannot be a store", "checksums": "every flipped bit noticed"},

@@ -135,6 +135,8 @@ class IdIndex:
         if find is not None:
             return find(ids, self._home(ids), self._table, nodes.count)
         out = np.full(len(ids), -1, np.int64)
+        if not nodes.count:  # the table may still know rows that were rolled back, and there is no row to compare with
+            return out
         slots = self._home(ids)
         looking = np.arange(len(ids))
         while True:

@@ -44,8 +44,8 @@ _settings = _Settings()
 def main() -> None:
     """Run the command line.
 
-    Exit status: 0 all well; 1 `verify` found violations, or the demo's memory came back changed; 2 an error, told in
-    one line on stderr.
+    Exit status: 0 all well; 1 `verify` found violations, `conformance` a clause that is broken, or the demo's memory
+    came back changed; 2 an error, told in one line on stderr.
     """
     try:
         app()
@@ -123,6 +123,32 @@ def verify(url: Url, json: Json = False) -> None:
     else:
         stores.show_violations(found, _console())
     raise typer.Exit(1 if found["violations"] else 0)
+
+
+@app.command()
+def conformance(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="Backend and options, e.g. lmdb:?sync=false; a path is where stores are made."
+        ),
+    ],
+    choose: Annotated[str, typer.Option("-k", metavar="EXPRESSION", help='E.g. "nodes and not refusals".')] = "",
+    long: Annotated[bool, typer.Option("--long", help="The long forms of campaigns and random sequences.")] = False,
+    plugin: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="module, or module:BACKEND, of a backend not installed.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Hold a backend to the contract; exit status 1 when it breaks a clause."""
+    from aesg.cli import conformance as suite
+
+    report = suite.conformance(url, choose, long, plugin or [])
+    if json:
+        _print_json(report.as_dict())
+    else:
+        suite.show_report(report, _console())
+    raise typer.Exit(1 if report.failed else 0)
 
 
 def _console() -> Console:

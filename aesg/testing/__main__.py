@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         report = conduct(given.url, choose=given.choose, long=given.long, imports=given.plugin)
     except (AESGError, ImportError) as error:
-        sys.stderr.write(f"aesg.testing: {error}\n")
+        sys.stderr.write(f"aesg.testing: {' '.join(str(error).split())}\n")
         return 2
     as_json = json.dumps(report.as_dict(), indent=2, ensure_ascii=False) + "\n"
     if given.json not in (None, "-"):

@@ -14,7 +14,7 @@ import pytest
 
 from aesg.testing.base import ClauseGroup
 from aesg.testing.clauses import clause, is_long
-from aesg.testing.forks import server
+from aesg.testing.forks import LONG_SECONDS, server
 from aesg.testing.full_disk import ACTS, FOLDER
 from aesg.testing.target import Target
 
@@ -37,7 +37,8 @@ class CapacityClauses(ClauseGroup):
             place = folder / "job"
             place.mkdir()
             template = target.store_url(Path(FOLDER))
-            found = forks.call(f"aesg.testing.full_disk:{name}", template=template, folder=str(place), **arguments)
+            job = f"aesg.testing.full_disk:{name}"
+            found = forks.call(job, seconds=LONG_SECONDS, template=template, folder=str(place), **arguments)
             if "skipped" in found:
                 pytest.skip(found["skipped"])
             record_property(" ".join([name, *map(str, arguments.values())]), found)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from aesg.testing.report import Report
 from aesg.testing.runner import run
@@ -13,15 +12,16 @@ from aesg.testing.target import Target
 
 def conduct(url: str, *, choose: str = "", long: bool = False, imports: Sequence[str] = ()) -> Report:
     """Run the suite on a URL; on a terminal, stderr says how far it is."""
-    ended: dict[str, None] = {}
+    screen = sys.stderr  # `run` keeps what pytest has to say to itself
+    ended: set[str] = set()
 
     def done(name: str) -> None:
-        ended[name] = None
-        sys.stderr.write(f"\r\x1b[K{len(ended)} clauses, {name}")
-        sys.stderr.flush()
+        if screen.isatty():
+            ended.add(name)
+            screen.write(f"\r\x1b[K{len(ended)} clauses, {name}")
+            screen.flush()
 
-    extra: dict[str, Any] = {"done": done} if sys.stderr.isatty() else {}
-    report = run(Target(url, tuple(imports)), choose=choose, long=long, **extra)
-    if extra:
-        sys.stderr.write("\r\x1b[K")
+    report = run(Target(url, tuple(imports)), choose=choose, long=long, done=done)
+    if ended:
+        screen.write("\r\x1b[K")
     return report

@@ -72,7 +72,7 @@ class DamageSummary:
         seed: What decided the places.
         total: Of all cases.
         files: Of the cases of each file; those in one folder together.
-        errors: How often each error.
+        errors: How often each error refused one.
         violations: What must not be, one sentence each.
     """
 
@@ -113,6 +113,7 @@ class Specimen:
         earlier: Digest → step of all that it ever held before.
         files: Paths of its files in the folder; those that are empty cannot be damaged.
         kinds: The same by kind, see `_kind`.
+        turns: How often each kind has its turn: once, and once more for each fifth of the store that it is.
     """
 
     condition: str
@@ -122,6 +123,7 @@ class Specimen:
     earlier: dict[str, int]
     files: list[str] = field(init=False)
     kinds: dict[str, list[str]] = field(init=False)
+    turns: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         paths = [path for path in self.folder.rglob("*") if path.is_file() and path.stat().st_size]
@@ -129,6 +131,8 @@ class Specimen:
         self.kinds = {}
         for name in self.files:
             self.kinds.setdefault(_kind(name), []).append(name)
+        sizes = {kind: sum((self.folder / name).stat().st_size for name in names) for kind, names in self.kinds.items()}
+        self.turns = {kind: 1 + 5 * size // sum(sizes.values()) for kind, size in sizes.items()}
 
 
 def make_specimens(make_url: Callable[[Path], str], root: Path, server: ForkServer) -> list[Specimen]:
@@ -255,10 +259,16 @@ class DamageCampaign:
         return Path(shutil.copytree(specimen.folder, self._root / f"copy-{self._copies}"))
 
     def _plan(self, ways: Sequence[str], cases: int) -> Iterator[Case]:
-        """Each way for each kind of file in turn, in any order; as often as there are cases to try."""
+        """Each way for each kind of file in turn, in any order, more often for large ones; again until it is enough."""
         tried = 0
         while tried < cases:
-            turns = [(specimen, kind, way) for specimen in self._specimens for kind in specimen.kinds for way in ways]
+            turns = [
+                (specimen, kind, way)
+                for specimen in self._specimens
+                for kind, turns in specimen.turns.items()
+                for way in ways
+                for _ in range(turns)
+            ]
             self._rng.shuffle(turns)
             for specimen, kind, way in turns[: cases - tried]:
                 yield self._case(specimen, self._rng.choice(specimen.kinds[kind]), way)
@@ -311,7 +321,7 @@ class DamageCampaign:
             outcome, wrong = self._outcome(case, found)
             self.summary.total.add(outcome)
             self.summary.files.setdefault(_kind(case.names[0]), Counts()).add(outcome)
-            if "error" in found:
+            if outcome == "refused":
                 self.summary.errors[found["error"]] += 1
             if wrong:
                 self.summary.violations.append(f"{case.said}: {wrong}")

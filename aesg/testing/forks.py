@@ -35,6 +35,8 @@ KILLED: Final = -signal.SIGKILL
 """Exit status of a job that was killed."""
 SECONDS: Final = 60.0
 """After how long without a word a job counts as hanging."""
+LONG_SECONDS: Final = 600.0
+"""For jobs that have a lot to do before they say anything."""
 
 
 class JobDiedError(Exception):
@@ -67,7 +69,7 @@ class Job:
             selector.register(self._output, selectors.EVENT_READ)
             while b"\n" not in self._unread:
                 if not selector.select(seconds):
-                    self.kill()
+                    self.kill(signal.SIGABRT)  # which has it say where it is
                     self.wait()
                     raise JobDiedError(f"the process said nothing for {seconds} seconds\n{self.errors()}")
                 part = os.read(self._output, 1 << 16)
@@ -77,16 +79,16 @@ class Job:
         first, self._unread = self._unread.split(b"\n", 1)
         return first.decode()
 
-    def lines(self) -> Iterator[str]:
-        """All lines until the end."""
-        while (line := self.line()) is not None:
+    def lines(self, seconds: float = SECONDS) -> Iterator[str]:
+        """All lines until the end; see `line`."""
+        while (line := self.line(seconds)) is not None:
             yield line
 
-    def kill(self) -> None:
-        """Kill -9, when it still runs."""
+    def kill(self, signal_number: int = signal.SIGKILL) -> None:
+        """End it at once, if it still runs."""
         if self.status is None:
             with suppress(ProcessLookupError):  # it may have just ended
-                os.kill(self.pid, signal.SIGKILL)
+                os.kill(self.pid, signal_number)
 
     def wait(self) -> int:
         """Wait for its end; the exit status, negative for a signal."""
@@ -144,14 +146,14 @@ class ForkServer:
             os.close(theirs)
         return Job(self._receive()["pid"], None, self, ours, errors)
 
-    def call(self, job: str, **arguments: Any) -> Any:
-        """Run a job that prints one line of JSON; what that says.
+    def call(self, job: str, *, seconds: float = SECONDS, **arguments: Any) -> Any:
+        """Run a job that prints one line of JSON, within so many seconds; what that says.
 
         Raises:
             JobDiedError: It died, failed or hung; says how.
         """
         with self.start(job, **arguments) as running:
-            said = list(running.lines())
+            said = list(running.lines(seconds))
             if running.wait() or not said:
                 last = running.errors().strip().rpartition("\n")[2]
                 raise JobDiedError(f"{last} (the process ended with status {running.status})\n{running.errors()}")

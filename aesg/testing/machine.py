@@ -429,9 +429,9 @@ class MachineClauses(ClauseGroup):
     @clause("machine.small-graphs")
     def test_small_graphs(self, target: Target, folder: Path) -> None:
         """Random sequences of operations on small graphs give what they give on the in-memory reference."""
-        run_machine(GraphMachine, target, folder, 50)
+        run_machine(GraphMachine, target, folder, 30)
 
     @clause("machine.large-graphs")
     def test_large_graphs(self, target: Target, folder: Path) -> None:
         """The same on graphs that take many blocks."""
-        run_machine(LargeGraphMachine, target, folder, 12)
+        run_machine(LargeGraphMachine, target, folder, 10)

@@ -222,6 +222,20 @@ class NodeClauses(ClauseGroup):
         assert empty.nodes.rows_of(asked).tolist() == [place.get(int(id), -1) for id in asked]
         assert empty.nodes.rows_of(int(ids[9])).tolist() == [9]
 
+    @clause("nodes.ids.rolled-back")
+    def test_ids_that_were_rolled_back_are_not_found(self, empty: GraphStore) -> None:
+        """Ids whose nodes were rolled back are not found, in a store that has no others either, and may come again."""
+        ids = np.arange(300, dtype=np.uint64) + 7
+        for _ in range(2):
+            graph = empty.transaction()
+            graph.nodes.append(NodeBatch(vectors(300), ids))
+            assert graph.nodes.rows_of(ids).tolist() == list(range(300))
+            graph.rollback()
+            assert empty.nodes.rows_of(ids).tolist() == [-1] * 300
+            assert empty.nodes.rows_of(ids[:1]).tolist() == [-1]
+        assert empty.nodes.append(NodeBatch(vectors(300), ids[::-1])).tolist() == list(range(300))
+        assert empty.nodes.rows_of(ids[:2]).tolist() == [299, 298]
+
     @clause("nodes.batches.empty")
     def test_empty_batches_do_nothing(self, store: GraphStore) -> None:
         """Batches of nothing are fine, change nothing and are no commit."""

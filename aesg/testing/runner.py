@@ -6,7 +6,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Final
 
@@ -56,7 +56,7 @@ def run(
         settings = Path(folder, "pytest.ini")
         settings.write_text("[pytest]\n", "utf-8")
         said = io.StringIO()
-        with redirect_stdout(said):
+        with redirect_stdout(said), redirect_stderr(said):
             status = pytest.main(
                 [
                     f"-c{settings}", f"--rootdir={folder}", f"--basetemp={folder}/stores", "--noconftest", "-q",

@@ -59,7 +59,8 @@ class ArrayContainer(BlockContainer):
         return self._head
 
     def get(self, column: Column, number: int, rows: int) -> Block | None:
-        self._check(column, number * column.block_rows + rows)
+        if not self._check(column, number * column.block_rows + rows):
+            return None
         key = documents.chunk_key(column, number, self._layout)
         data = self._read(key, codecs.most_bytes(column))
         return None if data is None else codecs.decode(column, data, rows, self._layout.codec, self._place(key))
@@ -77,15 +78,19 @@ class ArrayContainer(BlockContainer):
                 f"that it was created with; leave the option out, or copy the store into a new one"
             )
 
-    def _check(self, column: Column, rows: int) -> None:
-        """Compare the document of a column's array with the column, once."""
-        if column.name in self._rows:
-            return
+    def _check(self, column: Column, rows: int) -> bool:
+        """Whether a column's array has so many rows; its document is compared with the column.
+
+        Raises:
+            CorruptionError: There is no such array, or it is not the column's.
+        """
+        if self._rows.get(column.name, -1) >= rows:
+            return True
         found = self._array_rows(column)
-        if found is None or found < rows:
-            place = self._place(documents.document_key(column.name))
-            raise CorruptionError(f"{place}: {'missing' if found is None else f'{found} rows'}, expected {rows} rows")
+        if found is None:
+            raise CorruptionError(f"{self._place(documents.document_key(column.name))}: missing, expected {rows} rows")
         self._rows[column.name] = found
+        return found >= rows
 
     def _array_rows(self, column: Column) -> int | None:
         key = documents.document_key(column.name)
@@ -94,15 +99,19 @@ class ArrayContainer(BlockContainer):
 
     # Writing
 
+    def _check_all(self, changes: Changes) -> None:
+        """Before the first commit: look at the documents of all arrays, some of which it will write."""
+        if self._head is not None:
+            for column in changes.columns.values():
+                self._check(column, 0)
+
     def _writes(self, changes: Changes, durability: str = "") -> Iterator[tuple[str, Content]]:
-        """Every key that a commit writes and what it is to hold, the root's document last."""
+        """Every key that a commit writes and what it is to hold, the root's document last; reads nothing."""
         if self._head is None:
             for name in documents.groups_of(changes.columns):
                 yield documents.document_key(name), codecs.whole(documents.group_document(name))
         for name, column in changes.columns.items():
             rows = changes.lengths[name]
-            if self._head is not None and name not in self._rows:
-                self._check(column, 0)
             if self._rows.get(name) != rows:
                 document = documents.array_document(column, rows, self._layout)
                 yield documents.document_key(name), codecs.whole(document)

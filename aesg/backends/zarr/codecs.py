@@ -6,6 +6,7 @@ leads through an event loop in another thread. They are imported when something 
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -14,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.blocks.container import Block, Column
-from aesg.backends.zarr.documents import codec_of
+from aesg.backends.zarr import documents
 from aesg.errors import CorruptionError
 
+_BLOSC_HEADER: Final = struct.Struct("<4xI4xI")
+"""Version and flags; bytes uncompressed; block size; bytes in all."""
 _SLACK: Final = 1 << 12
 """Bytes by which a chunk that cannot be compressed may grow, beside an eighth of it."""
 
@@ -50,7 +53,7 @@ def whole(data: bytes) -> Content:
 
 def encode(column: Column, block: Block, codec: str) -> Content:
     """The chunk of a block."""
-    compressor = _compressor(codec_of(column, codec))
+    compressor = _compressor(documents.codec_of(column, codec))
     block = np.ascontiguousarray(block)
     if compressor is None:
         return Content(block.data.cast("B") if block.size else b"", chunk_bytes(column))
@@ -68,7 +71,7 @@ def decode(column: Column, data: Any, rows: int, codec: str, place: str) -> Bloc
         CorruptionError: It cannot be decoded, or is not of a chunk's size.
     """
     size = chunk_bytes(column)
-    compressor = _compressor(codec_of(column, codec))
+    compressor = _compressor(documents.codec_of(column, codec))
     raw: npt.NDArray[np.uint8]
     if compressor is None:
         raw = np.frombuffer(data, np.uint8)
@@ -76,6 +79,8 @@ def decode(column: Column, data: Any, rows: int, codec: str, place: str) -> Bloc
             raise CorruptionError(f"{place}: {len(raw)} bytes, expected {size}")
     else:
         raw = np.zeros(size, np.uint8)
+        if documents.codec_of(column, codec) == "blosc" and not _is_whole_frame(data, size):
+            raise CorruptionError(f"{place}: not a frame of Blosc of {size} bytes")
         try:
             compressor.decode(data, raw)  # never more than `raw` holds, whatever the data say of their size
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
@@ -97,6 +102,11 @@ def most_bytes(column: Column) -> int:
     """Bytes that a chunk's key may hold at most."""
     size = chunk_bytes(column)
     return size + size // 8 + _SLACK
+
+
+def _is_whole_frame(data: bytes, size: int) -> bool:
+    """Whether Blosc's header tells the right sizes: the library believes what it says, and reads on behind the end."""
+    return len(data) >= _BLOSC_HEADER.size and _BLOSC_HEADER.unpack_from(data) == (size, len(data))
 
 
 @cache

@@ -30,7 +30,7 @@ from aesg.protocols import (
 )
 
 LOCK: Final = "aesg.lock"
-BRANCH: Final = "refs/branch.main/ref.json"
+REF: Final = "refs/branch.main/ref.json"
 NEW: Final = "aesg.new"
 """Where a repository is made before it is moved to where it belongs."""
 
@@ -41,7 +41,7 @@ CAPABILITIES: Final = Capabilities(
     reader_view=ReaderView.FIXED,
     writers=Writers.ONE_PROCESS,  # its local storage is not safe for more
     snapshots=True,
-    space_reclaim=SpaceReclaim.ON_COMPACT,
+    space_reclaim=SpaceReclaim.ON_MAINTENANCE,
     integrity=Integrity.CHECKSUMS,
     remote=False,
 )
@@ -64,7 +64,7 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     with os_errors("opening", directory):
         exists = recognises(directory)
         if not exists and (directory / LOCK).is_file() and (directory / "snapshots").is_dir() and not begun(directory):
-            raise CorruptionError(f"{directory / BRANCH}: missing, but there are snapshots; restore it from a copy")
+            raise CorruptionError(f"{directory / REF}: missing, but there are snapshots; restore it from a copy")
     if not exists and mode == "r":
         raise NotFoundError(f"{canonical}: there is no store; open it with mode='a' to create one")
     if not exists and vector_dim is None:
@@ -78,7 +78,7 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
 
 def recognises(path: Path) -> bool:
     """Whether a directory holds an Icechunk repository, ours or another."""
-    return (path / BRANCH).is_file() and (path / "snapshots").is_dir()
+    return (path / REF).is_file() and (path / "snapshots").is_dir()
 
 
 def begun(path: Path) -> bool:

@@ -108,7 +108,8 @@ class LocalContainer(ArrayContainer):
     def get(self, column: Column, number: int, rows: int) -> Block | None:
         if not rows or documents.codec_of(column, self._layout.codec) != "none":
             return super().get(column, number, rows)
-        self._check(column, number * column.block_rows + rows)
+        if not self._check(column, number * column.block_rows + rows):
+            return None
         key = documents.chunk_key(column, number, self._layout)
         fd = self._open(key)
         if fd is None:
@@ -155,6 +156,8 @@ class LocalReader(LocalContainer):
 
     @contextmanager
     def reading(self) -> Iterator[None]:
+        if self._guard < 0:
+            self._move()  # it failed the last time
         while True:
             with commit_lock(self._guard, exclusive=False):
                 if self._at_rest() and (self._stamp(documents.ROOT) == self._seen or self._take_root()):
@@ -325,6 +328,7 @@ class LocalWriter(LocalContainer):
             raise ConflictError(
                 f"{self.url}: the commit before this one was in doubt, and has happened; begin a new transaction"
             )
+        self._check_all(changes)
         writes = self._writes(changes, self._durability)
         staged = stage(self.directory, writes, self._drops(changes), sync=self._sync)
         try:

@@ -9,16 +9,19 @@ import asyncio
 import os
 import threading
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 _T = TypeVar("_T")
+_NAME: Final = "aesg-loop"
 _lock = threading.Lock()
 _loop: asyncio.AbstractEventLoop | None = None
 
 
 def run(coroutine: Coroutine[Any, Any, _T]) -> _T:
-    """Run a coroutine and wait for what it gives, or raises."""
-    return asyncio.run_coroutine_threadsafe(coroutine, _running()).result()
+    """Run a coroutine and wait for what it gives, or raises; not from within another one."""
+    loop = _running()
+    assert threading.current_thread().name != _NAME, "it would wait for itself"
+    return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
 
 def _running() -> asyncio.AbstractEventLoop:
@@ -26,7 +29,7 @@ def _running() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             _loop = asyncio.new_event_loop()
-            threading.Thread(target=_loop.run_forever, name="aesg-loop", daemon=True).start()
+            threading.Thread(target=_loop.run_forever, name=_NAME, daemon=True).start()
         return _loop
 
 

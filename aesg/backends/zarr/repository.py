@@ -26,7 +26,7 @@ from aesg.backends.zarr import documents
 from aesg.backends.zarr.arrays import ArrayContainer
 from aesg.backends.zarr.codecs import Content
 from aesg.backends.zarr.documents import Layout
-from aesg.backends.zarr.icechunk import CAPABILITIES, LOCK, NEW, recognises
+from aesg.backends.zarr.icechunk import CAPABILITIES, LOCK, NEW, REF, recognises
 from aesg.backends.zarr.loop import run
 from aesg.errors import (
     AESGError,
@@ -257,6 +257,7 @@ class IcechunkContainer(ArrayContainer):
                     raise ConflictError(
                         f"{self.url}: another program has committed since; nothing was applied: begin a new transaction"
                     )
+                self._check_all(changes)
                 run(self._fill(session.store, changes))
                 counts = ", ".join(f"{changes.head.get(name, 0)} {name}" for name in ("nodes", "edges", "events"))
                 generation = changes.head.get("generation")
@@ -304,9 +305,12 @@ class IcechunkContainer(ArrayContainer):
 
     def expire_snapshots(self, older_than: datetime) -> list[str]:
         """Take old snapshots out of the history; returns their ids."""
-        check_process(self.url)
+        before = self.history()
         with _errors("expiring snapshots of", self.url):
-            return sorted(self.repository.expire_snapshots(older_than))
+            self.repository.expire_snapshots(older_than)
+        # What the library returns has the newest one too, which stays.
+        left = {entry.snapshot for entry in self.history()}
+        return [entry.snapshot for entry in before if entry.snapshot not in left]
 
     def collect_garbage(self, older_than: datetime) -> Garbage:
         """Remove what no snapshot of the history needs."""
@@ -383,7 +387,7 @@ def _create_local(library: Any, directory: Path) -> None:
     gets one of its own, and what it made is moved from there, the branch last: with it the repository is there.
     """
     new = directory / NEW
-    if not recognises(new):
+    if not (new / REF).is_file():  # made last
         shutil.rmtree(new, ignore_errors=True)
         library.Repository.create(_local_storage(library, new))
     for name in sorted(new.iterdir(), key=lambda found: found.name == "refs"):

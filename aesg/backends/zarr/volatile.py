@@ -59,6 +59,7 @@ class VolatileContainer(ArrayContainer):
         return bytes(found.to_bytes())
 
     def commit(self, changes: Changes) -> None:
+        self._check_all(changes)
         new = {key: self._buffer.from_bytes(content.to_bytes()) for key, content in self._writes(changes)}
         self._keys.update(new)
         for key in self._drops(changes):
