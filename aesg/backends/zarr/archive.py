@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zipfile
 import zlib
 from pathlib import Path
@@ -67,6 +68,8 @@ class ZipContainer(ArrayContainer):
                 return None
             except _BROKEN as error:
                 raise CorruptionError(f"{self._place(key)}: cannot be unpacked: {error}") from error
+            except OSError as error:
+                raise _misled(self._place(key), error) from error
 
     def commit(self, changes: Changes) -> None:
         raise ReadOnlyError(f"{self.url}: a ZIP file is only read")
@@ -90,7 +93,7 @@ def recognises(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(documents.ROOT)
             return member.file_size <= documents.DOCUMENT_LIMIT and documents.is_ours(archive.read(member))
-    except (KeyError, *_BROKEN):
+    except (KeyError, OSError, *_BROKEN):
         return False
 
 
@@ -102,3 +105,12 @@ def _opened(url: str, path: Path) -> zipfile.ZipFile:
             raise NotFoundError(f"{url}: there is no such file") from error
         except _BROKEN as error:
             raise CorruptionError(f"{url}: expected a ZIP file: {error}") from error
+        except OSError as error:
+            raise _misled(url, error) from error
+
+
+def _misled(place: str, error: OSError) -> Exception:
+    """A garbled directory leads to places before the file's beginning; any other error is the system's."""
+    if error.errno == errno.EINVAL:
+        return CorruptionError(f"{place}: its ZIP directory leads outside the file")
+    return error
