@@ -277,10 +277,15 @@ def test_a_page_that_is_used_and_free_is_noticed(stores, tmp_path):
         leaves = walked.entries(metas[0].free, "tree of free pages")
         used = walked.entries(metas[0].main, "main tree").pages
         numbers = np.frombuffer(bytes(data), np.uint64, int(leaves.sizes[0]) // 8, int(leaves.starts[0]))
-        listed = numbers[1 : int(numbers[0]) + 1]
-        between = [page for page in used.tolist() if page < listed[0] and page > listed[1]]
-        at = int(leaves.starts[0]) + 8
-        struct.pack_into("=Q", data, at, between[0])
+        listed = numbers[1 : int(numbers[0]) + 1].tolist()  # falling, and it has to stay so
+        bounds = [1 << 63, *listed, 1]
+        place, page = next(
+            (place, page)
+            for place in range(len(listed))
+            for page in used.tolist()
+            if bounds[place] > page > bounds[place + 2]
+        )
+        struct.pack_into("=Q", data, int(leaves.starts[0]) + 8 * (place + 1), page)
 
     refused(altered(stores, tmp_path, change), "used twice, or used and free")
 
