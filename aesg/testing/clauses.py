@@ -108,9 +108,3 @@ def rewritable() -> list[str]:
 def is_long() -> bool:
     """Whether the long forms were asked for."""
     return os.environ.get(LONG, "") not in ("", "0")
-
-
-def examples(short: int, long: int | None = None) -> int:
-    """How many examples Hypothesis is to try: `short`, `long` (20 times as many) or what AESG_FUZZ_EXAMPLES says."""
-    said = int(os.environ.get("AESG_FUZZ_EXAMPLES", "0"))
-    return said or ((long or 20 * short) if is_long() else short)

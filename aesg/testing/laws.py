@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aesg.protocols import Graph, GraphStore
 from aesg.records import EDGE_FIELDS, NODE_FIELDS, EventType, NodeBatch, events
 from aesg.testing.base import ClauseGroup, Stores
-from aesg.testing.clauses import clause, examples, is_long
+from aesg.testing.clauses import clause
+from aesg.testing.fuzz import tries
 from aesg.testing.graphs import Contents, assert_same, batch, check_within, contents
 
 ROWS = 400
@@ -20,15 +21,8 @@ EDGES = 900
 
 
 def law(body: Callable[..., None], *strategies: st.SearchStrategy[Any], short: int = 40) -> None:
-    """Have Hypothesis try a law; the short form tries the same examples every time."""
-    chosen = settings(
-        max_examples=examples(short),
-        deadline=None,  # machines differ, and a slow step is no bug
-        database=None,
-        derandomize=not is_long(),
-        suppress_health_check=list(HealthCheck),
-    )
-    chosen(given(*strategies)(body))()
+    """Have Hypothesis try a law."""
+    tries(short)(given(*strategies)(body))()
 
 
 def spread(graph: Graph) -> None:

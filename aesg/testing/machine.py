@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -32,7 +31,8 @@ from aesg.errors import TransactionError
 from aesg.protocols import Graph, GraphStore, Readers, ReaderView, Snapshot
 from aesg.records import Columns, EventType, NodeBatch, events
 from aesg.testing.base import ClauseGroup
-from aesg.testing.clauses import clause, examples, is_long
+from aesg.testing.clauses import clause
+from aesg.testing.fuzz import tries
 from aesg.testing.graphs import Contents, assert_same, check_within, contents, scanned
 from aesg.testing.target import Target
 
@@ -116,7 +116,7 @@ class GraphMachine(RuleBasedStateMachine):
 
     # Nodes
 
-    @initialize(part=share, edges=share, seed=seeds)
+    @initialize(part=st.sampled_from([0.1, 0.35, 0.005, 0]), edges=st.sampled_from([0.35, 0.1, 0.01, 0]), seed=seeds)
     def begin_with_some(self, part: float, edges: float, seed: int) -> None:
         """Sequences begin with graphs of all sizes."""
         self.append_nodes(part, seed)
@@ -273,9 +273,11 @@ class GraphMachine(RuleBasedStateMachine):
     # The store as a whole
 
     @precondition(lambda self: not self.in_transaction)
-    @rule()
-    def compact(self) -> None:
-        """Rows and refs are given anew."""
+    @rule(part=share, seed=seeds)
+    def compact(self, part: float, seed: int) -> None:
+        """Rows and refs are given anew, when there is anything to drop."""
+        rows = self.some(seed, self.nodes_of(part), len(self.model.nodes))
+        self.both(lambda g: g.nodes.write(rows, is_active=0))
         generation = self.store.generation
         self.both(lambda g: g.compact())
         assert self.store.generation > generation
@@ -412,15 +414,9 @@ class LargeGraphMachine(GraphMachine):
 def run_machine(machine: type[GraphMachine], target: Target, folder: Path, count: int) -> None:
     """Run so many sequences of a machine on a target."""
     attributes = {"target": target, "folder": folder, "__module__": machine.__module__}
-    chosen = settings(
-        max_examples=examples(count),
-        stateful_step_count=machine.steps,
-        deadline=None,
-        database=None,
-        derandomize=not is_long(),
-        suppress_health_check=list(HealthCheck),
+    run_state_machine_as_test(
+        type(machine.__name__, (machine,), attributes), settings=tries(count, stateful_step_count=machine.steps)
     )
-    run_state_machine_as_test(type(machine.__name__, (machine,), attributes), settings=chosen)
 
 
 class MachineClauses(ClauseGroup):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import lzma
 import zipfile
 import zlib
 from pathlib import Path
@@ -24,7 +25,15 @@ from aesg.protocols import (
     Writers,
 )
 
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, UnicodeError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 """What `zipfile` raises where an archive is not what it should be."""
 
 
@@ -66,10 +75,10 @@ class ZipContainer(ArrayContainer):
                     return file.read(limit)
             except KeyError:
                 return None
-            except _BROKEN as error:
+            except (OSError, *_BROKEN) as error:
+                if _is_systems(error):
+                    raise
                 raise CorruptionError(f"{self._place(key)}: cannot be unpacked: {error}") from error
-            except OSError as error:
-                raise _misled(self._place(key), error) from error
 
     def commit(self, changes: Changes) -> None:
         raise ReadOnlyError(f"{self.url}: a ZIP file is only read")
@@ -103,14 +112,12 @@ def _opened(url: str, path: Path) -> zipfile.ZipFile:
             return zipfile.ZipFile(path)
         except FileNotFoundError as error:
             raise NotFoundError(f"{url}: there is no such file") from error
-        except _BROKEN as error:
+        except (OSError, *_BROKEN) as error:
+            if _is_systems(error):
+                raise
             raise CorruptionError(f"{url}: expected a ZIP file: {error}") from error
-        except OSError as error:
-            raise _misled(url, error) from error
 
 
-def _misled(place: str, error: OSError) -> Exception:
-    """A garbled directory leads to places before the file's beginning; any other error is the system's."""
-    if error.errno == errno.EINVAL:
-        return CorruptionError(f"{place}: its ZIP directory leads outside the file")
-    return error
+def _is_systems(error: BaseException) -> bool:
+    """Whether the system refuses; not where a garbled directory leads outside the file, or a decompressor gives up."""
+    return isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
