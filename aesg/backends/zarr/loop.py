@@ -52,6 +52,8 @@ def _at_exit() -> None:
         loop.call_soon_threadsafe(loop.stop)
         _thread.join(1)
         time.sleep(_GRACE)
+        if not loop.is_running():
+            loop.close()
 
 
 def _after_fork() -> None:
