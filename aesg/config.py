@@ -58,6 +58,8 @@ class AESGConfig:
         energy_clamp: Upper bound of a node's energy; 0: none.
         fan_exponent: An edge passes w / (sum of its source's w) ** fan_exponent, where w = weight * confidence.
         query_gate: Multiply what arrives at a node by max(0, cos(query, node)) / best cos (1 for a zero vector).
+        max_hop_edges: A hop of one query follows at most so many edges. Where there are more, each node that fires gets
+            an equal share, its newest edges, and the context says `cut`.
         region_zero_counts: Region 0 is a region like any other and the lane's commonest one is favoured (0.3.0);
             otherwise energy is favoured along edges inside one assigned region.
         tie_break: Among equal energies the higher "cosine" comes first (then the lower row), or, in 0.3.0, whichever
@@ -112,6 +114,7 @@ class AESGConfig:
     energy_clamp: float = 0.0
     fan_exponent: float = 0.5
     query_gate: bool = True
+    max_hop_edges: int = 65_536
     region_zero_counts: bool = False
     tie_break: TieBreak = "cosine"
     fill_nearest: bool = True
@@ -145,6 +148,8 @@ class AESGConfig:
         """A named set of parameters, some of them overridden.
 
         "default": recipe L, spreading that finds what plain nearest-neighbour search misses.
+        "entities": recipe E, for graphs in which concepts without a vector (people, places, terms) link the others;
+            those that a question names are given as `extra_seeds`. The results hold both kinds, hence the larger top_k.
         "aesg-0.3": what the published 0.3.0 computes, faults included.
 
         Raises:
@@ -240,6 +245,7 @@ _RANGES: Final[dict[str, tuple[float | None, float | None]]] = {
     "arrival_threshold": (0, None),
     "energy_clamp": (0, None),
     "fan_exponent": (0, None),
+    "max_hop_edges": (1, None),
     "top_k": (1, None),
     "num_primary": (1, None),
     "credit_rate": (0, 1),
@@ -256,6 +262,7 @@ _RANGES: Final[dict[str, tuple[float | None, float | None]]] = {
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "default": {},
+    "entities": {"num_seeds": 10, "spreading_activation_steps": 3, "arrival_threshold": 0.001, "top_k": 200},
     "aesg-0.3": {
         "num_seeds": 2,
         "min_seed_similarity": 0.1,

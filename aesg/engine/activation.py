@@ -1,8 +1,8 @@
 """Spreading activation.
 
-All queries of a batch (their *lanes*) travel together: a node that is active in a lane is one number, the key
-`lane * number of rows + row`, and a hop is a handful of array operations over keys. Lanes never meet, because their
-keys differ, so each gets what it would have got alone.
+All queries of a batch (their *lanes*) travel together: a hop is one `out_edges` call for every row that fires in any
+lane, one gather of the rows that are met for the first time, and two loops of `aesg.engine.kernels` over the edges.
+Lanes never meet, because a (lane, row) has a place of its own, so each gets what it would have got alone.
 
 Active nodes are kept in the order in which they became active. Paths are reported in that order, 0.3.0 breaks ties by
 it, and float32 sums depend on it to the last bit.
@@ -11,21 +11,24 @@ it, and float32 sums depend on it to the last bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from aesg.config import AESGConfig
-from aesg.engine.seeds import Floats, Nearest, cosines, nearest, read, units
+from aesg.engine import kernels
+from aesg.engine.kernels import CAP, LOOPS
+from aesg.engine.seeds import Floats, Nearest, nearest, read, units
+from aesg.engine.teams import in_teams
 from aesg.protocols import Graph
-from aesg.records import Adjacency, Refs, Rows, Vectors, ranges
+from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-CAP: Final = np.float32(1e30)
-"""No energy exceeds this, whatever the weights, so that sums of energies stay finite."""
+_ROOM: Final = 2048
+"""Places that a query begins with: most never need more."""
 _GATHER: Final = 1 << 20
 """Vector elements that are gathered at once to compute query gates: 4 MiB, whatever the width of a hop."""
 
@@ -55,6 +58,8 @@ class Activation:
         paths: int64 [P, 2], (source row, target row) of each transfer, in the order in which it happened.
         transfers: int64 [T], refs of the edges that carried energy to a returned row, ascending, without repeats.
         nearest: Cosine of the query's best seed, which is active but may have been outranked; 0 where none seeded.
+        ids: uint64 [K].
+        cut: Whether a hop had more edges than `max_hop_edges`, so that some were not followed.
     """
 
     rows: Rows
@@ -64,6 +69,8 @@ class Activation:
     paths: npt.NDArray[np.int64]
     transfers: Refs
     nearest: float = 0.0
+    ids: Ids = field(default_factory=lambda: np.empty(0, np.uint64))
+    cut: bool = False
 
 
 def activate(
@@ -73,9 +80,10 @@ def activate(
     carried: Sequence[Energies | None],
     extra: Sequence[Energies | None],
 ) -> list[Activation]:
-    """Activate the graph for each query, a lane each: one scan for the seeds, one `out_edges` call per hop for all.
+    """Activate the graph for each query, a lane each.
 
-    A zero query activates nothing but its extra seeds and what they reach.
+    A zero query activates nothing but its extra seeds and what they reach. Large batches are shared out among the
+    process's cores.
 
     Args:
         graph: Where to look; nothing is changed.
@@ -88,92 +96,144 @@ def activate(
     Raises:
         NotFoundError: An extra seed that is no row of the graph.
     """
-    spread = _Spread(graph, config, queries, carried, extra)
-    for _ in range(config.spreading_activation_steps):
-        if not spread.hop():
-            break
-    return spread.results()
+
+    def team(lanes: slice) -> list[Activation]:
+        spread = _Spread(graph, config, directions[lanes], near[lanes], contexts[lanes], extra[lanes])
+        for _ in range(config.spreading_activation_steps):
+            if not spread.hop():
+                break
+        return spread.results()
+
+    if not len(queries):
+        return []
+    directions = units(queries)
+    contexts = _contexts(graph, config, directions, carried)
+    near = _near(graph, config, directions, contexts)
+    return in_teams(team, len(queries))
+
+
+def _contexts(
+    graph: Graph, config: AESGConfig, directions: Vectors, carried: Sequence[Energies | None]
+) -> list[Energies]:
+    """What of each lane's context is still in the graph; nothing for a zero query.
+
+    Where it seeds in the place of the query, it is only what may seed.
+    """
+    contexts = [_NOTHING] * len(carried)
+    if not (config.context_replaces_query or config.context_carry > 0):
+        return contexts
+    lanes = [i for i, given in enumerate(carried) if given is not None and directions[i].any()]
+    if not lanes:
+        return contexts
+    given = [carried[i] or _NOTHING for i in lanes]
+    rows = np.concatenate([one.rows for one in given])
+    stays = (rows >= 0) & (rows < len(graph.nodes))
+    if config.context_replaces_query and not config.seed_pruned:
+        stays[stays] = read(graph, rows[stays], ["is_active"])["is_active"] != 0
+    if stays.all():
+        for i, one in zip(lanes, given, strict=True):
+            contexts[i] = one
+        return contexts
+    end = 0
+    for i, one in zip(lanes, given, strict=True):
+        start, end = end, end + len(one.rows)
+        contexts[i] = Energies(one.rows[stays[start:end]], one.energies[stays[start:end]])
+    return contexts
+
+
+def _near(graph: Graph, config: AESGConfig, directions: Vectors, contexts: list[Energies]) -> list[Nearest]:
+    """Each lane's nearest rows: its seeds, and enough more to fill up the result.
+
+    When a result has to be filled, fewer than `top_k` nodes are active, so `top_k` candidates are enough.
+    """
+    k = max(config.num_seeds, config.top_k) if config.fill_nearest else config.num_seeds
+    if config.context_replaces_query and not config.query_gate and not config.fill_nearest:
+        replaced = np.array([len(context.rows) > 0 for context in contexts], np.bool_)
+        directions = np.where(replaced[:, None], np.float32(0), directions)
+    return nearest(graph, directions, k, config.min_seed_similarity, include_pruned=config.seed_pruned)
 
 
 @dataclass(frozen=True, slots=True)
-class _Transfers:
-    """Transfers of one hop, lane by lane, each lane's in the order in which they happened.
+class _Hop:
+    """Transfers of one hop that arrived, lane by lane, each lane's in the order in which they happened.
 
     Attributes:
-        lanes: int64 [n], ascending.
-        sources: int64 [n], rows.
-        targets: int64 [n], rows.
+        origin: int64 [n], places.
+        to: int64 [n], places.
         refs: int64 [n], edges.
     """
 
-    lanes: Ints
-    sources: Rows
-    targets: Rows
+    origin: Ints
+    to: Ints
     refs: Refs
 
-    def only(self, which: npt.NDArray[np.bool_]) -> _Transfers:
-        """Some of them."""
-        return _Transfers(self.lanes[which], self.sources[which], self.targets[which], self.refs[which])
+
+class _Places:
+    """What is known of each (lane, row) that a query has met; `kernels` says what its arrays are."""
+
+    def __init__(self, room: int) -> None:
+        self.count = 0
+        self.table = np.zeros(_table_size(room), np.int64)
+        self.lanes = np.empty(room, np.int64)
+        self.rows = np.empty(room, np.int64)
+        self.region = np.empty(room, np.uint32)
+        self.known = np.zeros(room, np.int8)
+        self.gate = np.empty(room, np.float32)
+        self.energy = np.empty(room, np.float32)
+        self.received = np.zeros(room, np.float32)
+        self.bound = np.zeros(room, np.float32)
+        self.position = np.full(room, -1)
+        self.active = np.empty(room, np.int64)
+
+    def reserve(self, more: int) -> None:
+        """See to it that there is room for `more` new places."""
+        room = self.count + more
+        if room <= len(self.lanes):
+            return
+        larger = _Places(max(room, 2 * len(self.lanes)))
+        larger.count = self.count
+        for name in _COLUMNS:
+            old = getattr(self, name)
+            getattr(larger, name)[: len(old)] = old
+        LOOPS.get(kernels.rehash, self.count)(larger.table, larger.lanes, larger.rows, self.count)
+        for name in (*_COLUMNS, "table"):
+            setattr(self, name, getattr(larger, name))
 
 
-@dataclass(frozen=True, slots=True)
-class _Fired:
-    """What is under way in a hop, before it arrives.
+_COLUMNS: Final = ("lanes", "rows", "region", "known", "gate", "energy", "received", "bound", "position", "active")
 
-    Attributes:
-        transfers: The transfers above `transfer_threshold`, [n].
-        energy: float32 [n], what each carries.
-        keys: int64 [k], the distinct targets by lane, ascending.
-        place: int64 [n], which of them each transfer goes to.
-    """
 
-    transfers: _Transfers
-    energy: Floats
-    keys: Ints
-    place: Ints
+def _table_size(room: int) -> int:
+    return 1 << (2 * room - 1).bit_length()
 
 
 class _Spread:
-    """Activation in all lanes of a batch, as it spreads.
-
-    Four arrays describe the active nodes, in the order in which they became active: `_keys`, their `_energy`, what of
-    it they `_received` in the last hop (at first: as seeds), and their query `_gate`.
-    """
+    """Activation in all lanes of a team, as it spreads."""
 
     def __init__(
         self,
         graph: Graph,
         config: AESGConfig,
-        queries: Vectors,
-        carried: Sequence[Energies | None],
+        directions: Vectors,
+        near: list[Nearest],
+        contexts: list[Energies],
         extra: Sequence[Energies | None],
     ) -> None:
         self._graph = graph
         self._config = config
-        self._size = max(1, len(graph.nodes))
-        self._hops: list[_Transfers] = []
-        self._directions = units(queries)
-        self._asking: npt.NDArray[np.bool_] = np.any(self._directions != 0, axis=1)
-        contexts = [self._context(c) if asks else _NOTHING for c, asks in zip(carried, self._asking, strict=True)]
-        replaced = np.array([config.context_replaces_query and len(c.rows) > 0 for c in contexts], dtype=np.bool_)
-        self._dominant = self._dominant_regions(contexts)
-        self._nearest = self._candidates(replaced)
-        best = np.array([near.cosines[0] if len(near.rows) else 0 for near in self._nearest], np.float32)
+        self._near = near
+        self._directions = directions
+        self._asked = [not (config.context_replaces_query and len(context.rows)) for context in contexts]
+        best = np.array([n.cosines[0] if len(n.rows) else 0 for n in near], np.float32)
         self._best = np.where(best > 0, best, np.float32(1))
-        self._asked = ~replaced
+        self._dominant = self._dominant_regions(contexts)
+        self._hops: list[_Hop] = []
+        self._cut = np.zeros(len(directions), np.bool_)
+        clamp = config.energy_clamp
+        self._clamp = min(CAP, np.float32(clamp)) if clamp > 0 else CAP
+        # A multiplier above the cap would make an infinity of nothing.
+        self._favour = np.float32(min(config.region_facilitation_multiplier, float(CAP)))
         self._seed(contexts, extra)
-
-    # --- seeds
-
-    def _context(self, carried: Energies | None) -> Energies:
-        """What of a lane's context is still in the graph and may seed."""
-        config = self._config
-        if carried is None or not (config.context_replaces_query or config.context_carry > 0):
-            return _NOTHING
-        stays = (carried.rows >= 0) & (carried.rows < len(self._graph.nodes))
-        if not config.seed_pruned:
-            stays[stays] = read(self._graph, carried.rows[stays], ["is_active"])["is_active"] != 0
-        return Energies(carried.rows[stays], carried.energies[stays])
 
     def _dominant_regions(self, contexts: list[Energies]) -> npt.NDArray[np.uint32]:
         """Each lane's commonest region, uint32 [B], 0 without a context; ties fall as they do in 0.3.0."""
@@ -184,247 +244,323 @@ class _Spread:
                 dominant[lane] = max(set(regions), key=regions.count, default=0)
         return dominant
 
-    def _candidates(self, replaced: npt.NDArray[np.bool_]) -> list[Nearest]:
-        """Each lane's nearest rows: its seeds, and enough more to fill up the result.
-
-        When a result has to be filled, fewer than `top_k` nodes are active, so `top_k` candidates are enough.
-        """
-        config = self._config
-        k = max(config.num_seeds, config.top_k) if config.fill_nearest else config.num_seeds
-        needed = ~replaced | config.query_gate | config.fill_nearest
-        queries = np.where(needed[:, None], self._directions, np.float32(0))
-        return nearest(self._graph, queries, k, config.min_seed_similarity, include_pruned=config.seed_pruned)
+    # --- seeds
 
     def _seed(self, contexts: list[Energies], extra: Sequence[Energies | None]) -> None:
         """Make the seeds active: the query's or the context in its place, the faded context, the caller's."""
         config = self._config
-        seeds: list[tuple[int, Rows, npt.ArrayLike, bool]] = []  # lane, rows, energies, whether the gate applies
-        for lane, (near, context, given) in enumerate(zip(self._nearest, contexts, extra, strict=True)):
-            if not self._asked[lane]:
-                seeds.append((lane, _in_set_order(context.rows), 1.0, False))
-            else:
-                rows, cosine = near.rows[: config.num_seeds], near.cosines[: config.num_seeds]
-                if config.seed_energy == "softmax":
-                    best = cosine[:1]  # an empty array where nothing is near
-                    seeds.append((lane, rows, np.exp((cosine - best) / np.float32(config.seed_temperature)), False))
-                else:
-                    seeds.append((lane, _in_set_order(rows) if config.context_replaces_query else rows, 1.0, False))
-                seeds.append((lane, context.rows, config.context_carry * context.energies, True))
-            if given is not None:
-                alive = read(self._graph, given.rows, ["is_active"])["is_active"] != 0
-                seeds.append((lane, given.rows[alive], given.energies[alive], False))
-        counts = np.array([len(rows) for _, rows, _, _ in seeds], np.int64)
-        lanes = np.repeat(np.array([lane for lane, _, _, _ in seeds], np.int64), counts)
-        rows = np.concatenate([np.empty(0, np.int64), *(rows for _, rows, _, _ in seeds)])
-        energies = [np.broadcast_to(np.asarray(e, np.float32), len(rows)) for _, rows, e, _ in seeds]
-        energy = np.concatenate([np.empty(0, np.float32), *energies])
-        gate = self._gates(lanes, rows)
-        gated = np.repeat(np.array([gated for _, _, _, gated in seeds], np.bool_), counts)
-        energy = np.where(gated, energy * gate, energy)
-        some = energy > 0
-        keys, gate, energy = (lanes * self._size + rows)[some], gate[some], energy[some]
+        lanes: list[int] = []
+        rows: list[Rows] = []
+        energies: list[npt.NDArray[np.floating]] = []
+        kinds: list[int] = []
 
-        distinct, first, place = np.unique(keys, return_index=True, return_inverse=True)
-        total = np.zeros(len(distinct), np.float32)
-        np.add.at(total, place, np.minimum(energy, CAP))
-        order = np.argsort(first)
-        self._keys = distinct[order]
-        self._gate = gate[first[order]]
-        self._energy = self._capped(total[order])
-        self._received = self._energy
+        def add(lane: int, some: Rows, energy: npt.NDArray[np.floating], kind: int) -> None:
+            if len(some):
+                lanes.append(lane)
+                rows.append(some)
+                energies.append(energy)
+                kinds.append(kind)
+
+        for lane, (near, context, given) in enumerate(zip(self._near, contexts, extra, strict=True)):
+            if self._asked[lane]:
+                some, cosine = near.rows[: config.num_seeds], near.cosines[: config.num_seeds]
+                if config.seed_energy == "softmax":
+                    add(lane, some, np.exp((cosine - cosine[:1]) / np.float32(config.seed_temperature)), _AS_IT_IS)
+                else:
+                    some = _in_set_order(some) if config.context_replaces_query else some
+                    add(lane, some, np.ones(len(some), np.float32), _AS_IT_IS)
+                add(lane, context.rows, config.context_carry * context.energies, _GATED)
+            else:
+                some = _in_set_order(context.rows)
+                add(lane, some, np.ones(len(some), np.float32), _AS_IT_IS)
+            if given is not None:
+                add(lane, given.rows, given.energies, _IF_ACTIVE)
+
+        counts = [len(some) for some in rows]
+        total = sum(counts)
+        places = self._places = _Places(max(_ROOM, 2 * total))
+        self._actives = 0
+        self._frontier = np.empty(0, np.int64)
+        if not total:
+            return
+        lane_of = np.repeat(np.array(lanes), counts)
+        row_of = np.concatenate(rows)
+        energy = np.concatenate(energies).astype(np.float32, copy=False)
+        region, known, gate = np.empty(total, np.uint32), np.empty(total, np.int8), np.empty(total, np.float32)
+        self._judge(np.arange(total), lane_of, row_of, region, known, gate)
+        if any(kinds):
+            kind = np.repeat(np.array(kinds), counts)
+            energy = np.where(kind == _GATED, energy * gate, energy)
+            if config.seed_pruned:
+                kind[kind == _GATED] = _AS_IT_IS
+            energy[(kind != _AS_IT_IS) & (known != kernels.ALIVE)] = 0
+        out = np.empty(total, np.int64)
+        count = places.count = LOOPS.get(kernels.seed, total)(
+            lane_of, row_of, energy, places.table, places.lanes, places.rows, places.energy, 0, out
+        )
+        placed = out >= 0
+        there = out[placed]
+        places.region[there], places.known[there], places.gate[there] = region[placed], known[placed], gate[placed]
+        np.minimum(places.energy[:count], self._clamp, out=places.energy[:count])
+        places.received[:count] = places.energy[:count]
+        places.position[:count] = places.active[:count] = self._frontier = np.arange(count)
+        self._actives = count
+
+    def _judge(
+        self,
+        which: Ints,
+        lanes: Ints,
+        rows: Rows,
+        region: npt.NDArray[np.uint32],
+        known: npt.NDArray[np.int8],
+        gate: Floats,
+    ) -> None:
+        """Read about places and take note of it in three columns.
+
+        Args:
+            which: int64 [n], the places.
+            lanes: int64, each place's lane.
+            rows: int64 [n], the row of each of `which`.
+            region: Out: uint32, per place.
+            known: Out: int8, per place.
+            gate: Out: float32, per place.
+        """
+        gated = self._config.query_gate
+        fields = ["is_active", "region_id", "vector"] if gated else ["is_active", "region_id"]
+        dim = self._directions.shape[1]
+        step = max(1, _GATHER // dim) if gated else len(rows)
+        if len(rows) > step:  # lanes that meet at a row share its reading
+            order = np.argsort(rows, kind="stable")
+            which, rows = which[order], rows[order]
+        loop = LOOPS.get(kernels.judge, len(rows) * (dim if gated else 1))
+        for start in range(0, len(rows), step):
+            some = slice(start, start + step)
+            columns, where = self._read(rows[some], fields)
+            vectors = columns["vector"] if gated else np.empty((0, 0), np.float32)
+            loop(
+                which[some],
+                where,
+                vectors,
+                columns["is_active"],
+                columns["region_id"],
+                self._directions,
+                self._best,
+                gated,
+                lanes,
+                region,
+                known,
+                gate,
+            )
+
+    def _read(self, rows: Rows, fields: list[str]) -> tuple[Columns, Ints]:
+        """Columns of distinct rows, and which of them each of `rows` [n] is, int64 [n]."""
+        if len(self._directions) == 1:  # a lane meets no row twice
+            return self._graph.nodes.read(rows, fields), np.arange(len(rows))
+        distinct, where = np.unique(rows, return_inverse=True)
+        return self._graph.nodes.read(distinct, fields), where
 
     # --- a hop
 
     def hop(self) -> bool:
         """Let every node fire that has something to pass on; False when none has."""
-        config = self._config
-        passing = self._received if config.wavefront else self._energy
-        firing = np.flatnonzero((passing > 0) & (passing >= config.firing_threshold))
+        config, places = self._config, self._places
+        firing = places.active[self._frontier] if config.wavefront else places.active[: self._actives].copy()
+        passing = (places.received if config.wavefront else places.energy)[firing]
+        places.received[places.active[self._frontier]] = 0
+        some = passing >= config.firing_threshold if config.firing_threshold > 0 else passing > 0
+        if not some.all():
+            firing, passing = firing[some], passing[some]
         if not len(firing):
             return False
-        lanes, rows = np.divmod(self._keys[firing], self._size)
         if len(self._directions) > 1:
-            by_lane = np.argsort(lanes, kind="stable")
-            firing, lanes, rows = firing[by_lane], lanes[by_lane], rows[by_lane]
-
-        self._arrive(self._fire(lanes, rows, passing[firing]))
+            by_lane = np.argsort(places.lanes[firing], kind="stable")
+            firing, passing = firing[by_lane], passing[by_lane]
+        self._fire_and_arrive(firing, passing)
         return True
 
-    def _fire(self, lanes: Ints, rows: Rows, passing: Floats) -> _Fired:
-        """Send energy along every edge of every firing node (lane by lane)."""
-        config = self._config
-        sources, source = np.unique(rows, return_inverse=True)
-        adjacency = self._graph.edges.out_edges(sources)
-        counts = adjacency.degrees[source]
-        edge = ranges(adjacency.indptr[source], counts)
-        fire = np.repeat(np.arange(len(rows)), counts)
-        target = adjacency.target_rows[edge]
-        # No region, or a multiplier that changes nothing: no reason to read the targets' regions.
-        favour = np.float32(min(config.region_facilitation_multiplier, float(CAP)))
-        home = self._graph.nodes.read(sources, ["region_id"])["region_id"] if favour != 1 else np.zeros(1, np.uint32)
-        regions = favour != 1 and (config.region_zero_counts or bool(home.any()))
-
-        # Too much weight makes an infinity, and that times 0 is NaN: it fails every comparison below.
-        with np.errstate(over="ignore", invalid="ignore"):
-            sent = (passing / _fan(adjacency, config.fan_exponent)[source]).astype(np.float32)
-            moved = np.minimum(sent, CAP)[fire] * adjacency.weight[edge]
-            moved *= adjacency.confidence[edge]
-            moved *= np.float32(config.spreading_activation_decay)
-            moved = np.minimum(moved, CAP)
-            most = np.minimum(moved * favour, CAP) if regions else moved
-        live = np.flatnonzero((target >= 0) & (np.maximum(moved, most) > config.transfer_threshold))
-        edge, fire, target, moved, most = edge[live], fire[live], target[live], moved[live], most[live]
-        keys, place = np.unique(lanes[fire] * self._size + target, return_inverse=True)
-        known = read(self._graph, keys % self._size, ["is_active", "region_id"] if regions else ["is_active"])
-        if regions:
-            region = known["region_id"][place]
-            if config.region_zero_counts:
-                favoured = region == self._dominant[lanes[fire]]
-            else:
-                favoured = (region == home[source][fire]) & (region != 0)
-            moved = np.where(favoured, most, moved)
-        live = np.flatnonzero((known["is_active"] != 0)[place] & (moved > config.transfer_threshold))
-        edge, fire = edge[live], fire[live]
-        return _Fired(
-            _Transfers(lanes[fire], rows[fire], target[live], adjacency.refs[edge]), moved[live], keys, place[live]
+    def _fire_and_arrive(self, firing: Ints, passing: Floats) -> None:
+        config, places = self._config, self._places
+        adjacency, source, share = self._edges_of(firing)
+        edges = len(adjacency.refs) if len(self._directions) == 1 else int(adjacency.degrees[source].sum())
+        places.reserve(edges)
+        edge, origin, to, wanted = np.empty((4, edges), np.int64)
+        moved, most = np.empty((2, edges), np.float32)
+        transfers, places.count, wants = LOOPS.get(kernels.fire, edges)(
+            firing,
+            passing,
+            share,
+            source,
+            adjacency.indptr,
+            adjacency.target_rows,
+            adjacency.weight,
+            adjacency.confidence,
+            config.fan_exponent,
+            np.float32(config.spreading_activation_decay),
+            self._favour,
+            config.region_zero_counts,
+            np.float32(config.transfer_threshold),
+            np.float32(config.arrival_threshold),
+            places.table,
+            places.lanes,
+            places.rows,
+            places.region,
+            places.known,
+            places.bound,
+            places.count,
+            edge,
+            origin,
+            to,
+            moved,
+            most,
+            wanted,
+            self._cut,
         )
+        if wants:
+            wanted = wanted[:wants]
+            self._judge(wanted, places.lanes, places.rows[wanted], places.region, places.known, places.gate)
+        reached = np.empty(places.count, np.int64)
+        arrivals, self._actives, reaches = LOOPS.get(kernels.arrive, transfers)(
+            transfers,
+            edge,
+            origin,
+            to,
+            moved,
+            most,
+            self._dominant,
+            config.region_zero_counts,
+            np.float32(config.transfer_threshold),
+            np.float32(config.arrival_threshold),
+            self._clamp,
+            config.combine == "sum",
+            places.lanes,
+            places.region,
+            places.known,
+            places.gate,
+            places.energy,
+            places.received,
+            places.position,
+            places.active,
+            self._actives,
+            reached,
+        )
+        self._frontier = np.sort(reached[:reaches])
+        self._hops.append(_Hop(origin[:arrivals], to[:arrivals], adjacency.refs[edge[:arrivals]]))
 
-    def _arrive(self, fired: _Fired) -> None:
-        """Sum up what arrives at each target, pass it through the gate, and let it join what is there."""
-        config, keys, place = self._config, fired.keys, fired.place
-        sums = np.zeros(len(keys), np.float32)
-        np.add.at(sums, place, fired.energy)
-        index = np.full(len(keys), -1)  # where the target is among the active nodes
-        if len(keys):
-            at = np.minimum(np.searchsorted(keys, self._keys), len(keys) - 1)
-            met = np.flatnonzero(keys[at] == self._keys)
-            index[at[met]] = met
-        gate = self._arrival_gates(keys, index, sums)
-        arriving = self._capped(sums * gate)
-        arrived = (sums > 0) & (arriving > config.arrival_threshold)
+    def _edges_of(self, firing: Ints) -> tuple[Adjacency, Ints, Ints]:
+        """The edges of what fires.
 
-        energy, received = self._energy.copy(), np.zeros_like(self._energy)
-        old = np.flatnonzero(arrived & (index >= 0))
-        had = energy[index[old]]
-        joined = had + arriving[old] if config.combine == "sum" else np.maximum(had, arriving[old])
-        energy[index[old]] = self._capped(joined)
-        received[index[old]] = arriving[old]
-        # New nodes become active in the order in which they were first reached.
-        first = np.full(len(keys), len(place))
-        first[place[::-1]] = np.arange(len(place))[::-1]  # of repeated assignments the last one stays
-        new = np.flatnonzero(arrived & (index < 0))
-        new = new[np.argsort(first[new])]
-        self._keys = np.concatenate([self._keys, keys[new]])
-        self._energy = np.concatenate([energy, arriving[new]])
-        self._received = np.concatenate([received, arriving[new]])
-        self._gate = np.concatenate([self._gate, gate[new]])
-        self._hops.append(fired.transfers.only(arrived[place]))
-
-    def _arrival_gates(self, keys: Ints, index: Ints, sums: Floats) -> Floats:
-        """The query gate of each target, float32 [n]; 1 for new ones that no gate would let in, unread."""
-        gate = np.ones(len(keys), np.float32)
-        if self._config.query_gate:
-            lanes, rows = np.divmod(keys, self._size)
-            old = index >= 0
-            gate[old] = self._gate[index[old]]
-            # No active node is nearer than the best seed, so a gate is at most 1.
-            new = np.flatnonzero(~old & (sums > 0) & (sums > self._config.arrival_threshold))
-            gate[new] = self._gates(lanes[new], rows[new])
-        return gate
-
-    def _gates(self, lanes: Ints, rows: Rows) -> Floats:
-        """max(0, cosine) of query and row relative to the best seed's; 1 where either has no direction; float32 [n]."""
-        gate = np.ones(len(rows), np.float32)
-        if not self._config.query_gate:
-            return gate
-        order = np.argsort(rows, kind="stable")  # lanes that meet at a row share its reading
-        step = max(1, _GATHER // self._graph.vector_dim)
-        for start in range(0, len(rows), step):
-            some = order[start : start + step]
-            vectors = read(self._graph, rows[some], ["vector"])["vector"]
-            cosine, directed = cosines(vectors, self._directions[lanes[some]])
-            relative = np.maximum(cosine, 0) / self._best[lanes[some]]
-            gate[some] = np.where(directed & self._asking[lanes[some]], relative, np.float32(1))
-        return gate
-
-    def _capped(self, energy: Floats) -> Floats:
-        """Energies within what the configuration, or else float32, allows."""
-        clamp = self._config.energy_clamp
-        return np.minimum(energy, min(CAP, np.float32(clamp)) if clamp > 0 else CAP)
+        Returns:
+            The adjacency of the distinct rows; which of them each of `firing` [n] has; and how many of its edges each
+            may use, int64 [n].
+        """
+        rows, budget = self._places.rows[firing], self._config.max_hop_edges
+        if len(self._directions) == 1:
+            share = max(1, budget // len(firing))
+            return self._graph.edges.out_edges(rows), np.arange(len(rows)), np.full(len(rows), share)
+        lanes = self._places.lanes[firing]
+        shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
+        distinct, source = np.unique(rows, return_inverse=True)
+        return self._graph.edges.out_edges(distinct), source, shares
 
     # --- results
 
     def results(self) -> list[Activation]:
         """The best of each lane."""
-        lanes = len(self._directions)
-        by_lane = np.argsort(self._keys // self._size, kind="stable")
-        ends = np.searchsorted(self._keys[by_lane] // self._size, np.arange(lanes + 1))
-        chosen = [self._choose(lane, by_lane[ends[lane] : ends[lane + 1]]) for lane in range(lanes)]
-        sizes = np.array([len(c.rows) for c in chosen], np.int64)
-        rows = np.concatenate([np.empty(0, np.int64), *(c.rows for c in chosen)])
-        vectors = read(self._graph, rows, ["vector"])["vector"]
-        cosine, _ = cosines(vectors, self._directions[np.repeat(np.arange(lanes), sizes)])
-        stops = np.cumsum(sizes)
-        return [
-            self._result(lane, c, cosine[stop - size : stop], vectors[stop - size : stop])
-            for lane, (c, stop, size) in enumerate(zip(chosen, stops.tolist(), sizes.tolist(), strict=True))
-        ]
+        config, places, lanes = self._config, self._places, len(self._directions)
+        place, rows, energy, ends = self._chosen()
+        columns, where = self._read(rows, ["id", "vector"])
+        vectors = columns["vector"][where]
+        lane = np.repeat(np.arange(lanes), np.diff(ends))
+        cosine = np.empty(len(rows), np.float32)
+        LOOPS.get(kernels.cosines, vectors.size)(vectors, lane, self._directions, cosine)
+        keys = (rows, -cosine, -energy) if config.tie_break == "cosine" else (-energy,)
+        order = np.lexsort((*keys, lane))
+        rank = np.arange(len(order)) - ends[lane]
+        order = order[rank < config.top_k]
+        ends = np.searchsorted(lane[order], np.arange(lanes + 1))
+        returned = np.zeros(places.count + 1, np.bool_)
+        returned[place[order]] = True
+        returned[-1] = False  # what filled up has no place
+        ways, ways_ends, refs, refs_ends = self._ways(returned)
+        rows, energy, cosine, vectors = rows[order], energy[order], cosine[order], vectors[order]
+        ids = columns["id"][where[order]]
+        out = []
+        for i in range(lanes):
+            mine = slice(ends[i], ends[i + 1])
+            near = self._near[i].cosines
+            out.append(
+                Activation(
+                    rows=rows[mine],
+                    energies=energy[mine],
+                    cosines=cosine[mine],
+                    vectors=vectors[mine],
+                    paths=ways[ways_ends[i] : ways_ends[i + 1]],
+                    transfers=refs[refs_ends[i] : refs_ends[i + 1]],
+                    nearest=float(near[0]) if self._asked[i] and len(near) else 0.0,
+                    ids=ids[mine],
+                    cut=bool(self._cut[i]),
+                )
+            )
+        return out
 
-    def _choose(self, lane: int, active: Ints) -> Energies:
-        """The active nodes that may be among the best, in the order in which they became active, and what fills up."""
-        top_k = self._config.top_k
-        energy = self._energy[active]
-        if len(active) > top_k:  # all that equal the last to be returned stay in play
-            best = np.flatnonzero(energy >= np.partition(energy, len(energy) - top_k)[len(energy) - top_k])
-            active, energy = active[best], energy[best]
-        rows = self._keys[active] % self._size
-        if self._config.fill_nearest and 0 < len(rows) < top_k:
-            near = self._nearest[lane].rows
-            more = near[~np.isin(near, rows)][: top_k - len(rows)]
-            rows = np.concatenate([rows, more])
-            energy = np.concatenate([energy, np.zeros(len(more), np.float32)])
-        return Energies(rows, energy)
-
-    def _result(self, lane: int, chosen: Energies, cosine: Floats, vectors: Vectors) -> Activation:
-        """Order what was chosen and collect how it came about."""
-        if self._config.tie_break == "cosine":
-            order = np.lexsort((chosen.rows, -cosine, -chosen.energies))[: self._config.top_k]
-        else:
-            order = np.argsort(-chosen.energies, kind="stable")[: self._config.top_k]
-        rows, energy = chosen.rows[order], chosen.energies[order]
-        paths, refs = [np.empty((0, 2), np.int64)], [np.empty(0, np.int64)]
-        for hop in self._hops:
-            mine = slice(*np.searchsorted(hop.lanes, [lane, lane + 1]))
-            paths.append(np.stack([hop.sources[mine], hop.targets[mine]], axis=1))
-            refs.append(hop.refs[mine][np.isin(hop.targets[mine], rows)])
-        near = self._nearest[lane].cosines
-        return Activation(
-            rows=rows,
-            energies=energy,
-            cosines=cosine[order],
-            vectors=vectors[order],
-            paths=np.concatenate(paths),
-            transfers=np.unique(np.concatenate(refs)),
-            nearest=float(near[0]) if self._asked[lane] and len(near) else 0.0,
+    def _chosen(self) -> tuple[Ints, Rows, Floats, Ints]:
+        """What may be among the best: places (-1 for what fills up), rows and energies, and where each lane's end."""
+        config, places, lanes = self._config, self._places, len(self._directions)
+        active = places.active[: self._actives]
+        ends, near_ends = np.array([0, len(active)]), np.array([0, len(self._near[0].rows)])
+        if lanes > 1:
+            active = active[np.argsort(places.lanes[active], kind="stable")]
+            ends = np.searchsorted(places.lanes[active], np.arange(lanes + 1))
+            near_ends = np.cumsum([0, *(len(n.rows) for n in self._near)])
+        near = np.concatenate([n.rows for n in self._near]) if lanes > 1 else self._near[0].rows
+        most = len(active) + lanes * config.top_k
+        place, rows, energy = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
+        chosen_ends = np.empty(lanes + 1, np.int64)
+        LOOPS.get(kernels.choose, len(active))(
+            active,
+            ends,
+            places.energy,
+            places.rows,
+            config.top_k,
+            config.fill_nearest,
+            near,
+            near_ends,
+            place,
+            rows,
+            energy,
+            chosen_ends,
         )
+        n = int(chosen_ends[-1])
+        return place[:n], rows[:n], energy[:n], chosen_ends
+
+    def _ways(self, returned: npt.NDArray[np.bool_]) -> tuple[Ints, Ints, Refs, Ints]:
+        """Paths, and the edges that carried energy to what is returned; each with where every lane's end."""
+        lanes, hops, places = len(self._directions), self._hops, self._places
+        origin = np.concatenate([_NO_ROWS, *(hop.origin for hop in hops)])
+        to = np.concatenate([_NO_ROWS, *(hop.to for hop in hops)])
+        refs = np.concatenate([_NO_ROWS, *(hop.refs for hop in hops)])
+        paths = np.stack([places.rows[origin], places.rows[to]], axis=1)
+        carried = returned[to]
+        if lanes == 1:
+            refs = np.unique(refs[carried])
+            return paths, np.array([0, len(paths)]), refs, np.array([0, len(refs)])
+        lane = places.lanes[to]
+        order = np.argsort(lane, kind="stable")
+        paths, path_ends = paths[order], np.searchsorted(lane[order], np.arange(lanes + 1))
+        refs, lane = refs[carried], lane[carried]
+        order = np.lexsort((refs, lane))
+        refs, lane = refs[order], lane[order]
+        if len(refs):
+            first = np.concatenate([[True], (refs[1:] != refs[:-1]) | (lane[1:] != lane[:-1])])
+            refs, lane = refs[first], lane[first]
+        return paths, path_ends, refs, np.searchsorted(lane, np.arange(lanes + 1))
 
 
-_NOTHING: Final = Energies(np.empty(0, np.int64), np.empty(0, np.float32))
+_AS_IT_IS, _GATED, _IF_ACTIVE = range(3)
+_NO_ROWS: Final[Rows] = np.empty(0, np.int64)
+_NOTHING: Final = Energies(_NO_ROWS, np.empty(0, np.float32))
 
 
 def _in_set_order(rows: Rows) -> Rows:
     """Distinct rows in the order in which CPython iterates a set of them: 0.3.0 keeps its seeds in one."""
     return np.array(list(set(rows.tolist())), np.int64)
-
-
-def _fan(adjacency: Adjacency, exponent: float) -> npt.NDArray[np.floating]:
-    """By what each source's transfers are divided: (sum of weight * confidence of its edges) ** exponent, [n]."""
-    fan = np.ones(len(adjacency.indptr) - 1)
-    if exponent > 0:
-        strength = np.maximum(adjacency.weight.astype(np.float64) * adjacency.confidence, 0)
-        some = adjacency.degrees > 0
-        sums = np.zeros(len(fan))
-        if some.any():
-            sums[some] = np.add.reduceat(strength, adjacency.indptr[:-1][some])
-        fan[sums > 0] = sums[sums > 0] ** exponent
-    return fan

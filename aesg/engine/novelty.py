@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from aesg.config import AESGConfig
 from aesg.engine.activation import Activation
+from aesg.engine.kernels import LOOPS, explain
 from aesg.engine.seeds import units
 from aesg.protocols import Graph
 from aesg.records import Rows, Vectors
@@ -29,15 +30,12 @@ def explanation_score(query: npt.NDArray[np.float32], activation: Activation) ->
         query: float32 [D].
         activation: What the query activated.
     """
-    direction = units(query[None])
     active = activation.energies > 0
-    if not active.any() or not direction.any():
+    if not active.any() or not query.any():
         return 0.0
-    # Energies may be as large as 1e30: relative to the best they can be multiplied without a thought.
-    weights = activation.energies[active].astype(np.float64)
-    mean = (weights / weights.max()) @ units(activation.vectors[active])
-    between = float(units(mean[None])[0] @ direction[0])
-    return min(1.0, max(0.0, activation.nearest, float(activation.cosines[active].max()), between))
+    vectors = activation.vectors
+    mean: float = LOOPS.get(explain, vectors.size)(np.ascontiguousarray(vectors), activation.energies, query)
+    return min(1.0, max(0.0, activation.nearest, float(activation.cosines[active].max()), mean))
 
 
 def centroid_score(graph: Graph, query: npt.NDArray[np.float32], rows: Rows) -> float:

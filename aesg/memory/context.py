@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +90,6 @@ class BatchContext:
     def __init__(
         self,
         activations: Sequence[Activation],
-        ids: Ids,
         explanation: list[float],
         born: list[int | None],
         *,
@@ -105,7 +105,7 @@ class BatchContext:
         self.dim = dim
         self.explanation = explanation
         self.born = born
-        self.ids = ids
+        self.ids = np.concatenate([_NO_IDS, *(a.ids for a in activations)])
         self.activated_nodes: list[int] = [row for a in activations for row in a.rows.tolist()]
 
         total = self._ends[-1]
@@ -198,6 +198,9 @@ class BatchContext:
 
     def __repr__(self) -> str:
         return f"BatchContext(lanes={len(self)}, concepts={len(self.activated_nodes)})"
+
+
+_NO_IDS: Final[Ids] = np.empty(0, np.uint64)
 
 
 def _weighted_means(vectors: Tensor, weights: Tensor, lanes: Tensor | None, count: int) -> Tensor:

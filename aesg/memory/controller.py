@@ -248,12 +248,10 @@ class AESGMemory(nn.Module):
                     born[i], activations[i] = row, activation
             credit(graph, config, activations, [lane.first for lane in lanes])
 
-        ids = graph.nodes.read(np.concatenate([np.empty(0, np.int64), *(a.rows for a in activations)]), ["id"])["id"]
         for lane, activation in zip(lanes, activations, strict=True):
             lane.follow(activation, config.num_primary)
         return BatchContext(
             activations,
-            ids,
             scores,
             born,
             num_primary=config.num_primary,

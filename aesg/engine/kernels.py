@@ -1,0 +1,580 @@
+"""Loops of spreading activation: over edges, over arrivals, over the components of vectors.
+
+They work on *places*: each node that a query has met gets the next free place in arrays that grow with the query, and
+a table of open addressing finds a (lane, row)'s place again. Nothing here is as large as the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from aesg.jit import Loops
+
+Array: TypeAlias = npt.NDArray[Any]
+
+CAP: Final = np.float32(1e30)
+"""No energy exceeds this, whatever the weights, so that sums of energies stay finite."""
+UNKNOWN, WANTED, ALIVE, DEAD = range(4)
+"""What is known of a place's node: nothing; nothing, but it has to be read now; that it is active, or pruned."""
+_TINY: Final = np.float32(1e-30)
+_HUGE: Final = np.float32(1e30)
+"""Squared lengths outside of these are measured again in float64."""
+_ZERO: Final = np.float32(0)
+_ONE: Final = np.float32(1)
+_ROW_HASH: Final = np.int64(-7046029254386353131)  # 2**64 / golden ratio
+_LANE_HASH: Final = np.int64(-4417276706812531889)
+_PATIENCE: Final = 1 << 14
+
+
+def place_of(table: Array, lanes: Array, rows: Array, count: int, lane: int, row: int) -> int:
+    """The place of a (lane, row); `count`, the next free one, when it is new: it is in the table then.
+
+    Args:
+        table: int64 [power of two], place + 1, 0 where free.
+        lanes: int64, each place's lane.
+        rows: int64, each place's row.
+        count: Places taken.
+        lane: The lane.
+        row: The row.
+    """
+    mask = len(table) - 1
+    slot = ((row * _ROW_HASH + lane * _LANE_HASH) >> 17) & mask
+    while True:
+        at = table[slot] - 1
+        if at < 0:
+            table[slot] = count + 1
+            lanes[count] = lane
+            rows[count] = row
+            return count
+        if rows[at] == row and lanes[at] == lane:
+            return at  # type: ignore[no-any-return]
+        slot = (slot + 1) & mask
+
+
+def seed(
+    lane: Array,
+    row: Array,
+    given: Array,
+    table: Array,
+    lanes: Array,
+    rows: Array,
+    energy: Array,
+    count: int,
+    out: Array,
+) -> int:
+    """Give places to seeds and sum up their energies; those of no energy are none.
+
+    Args:
+        lane: int64 [n].
+        row: int64 [n].
+        given: float32 [n], what each seed is given.
+        table: See `place_of`; so are `lanes` and `rows`.
+        lanes: See there.
+        rows: See there.
+        energy: float32, each place's energy.
+        count: Places taken.
+        out: Out: int64 [n], each seed's place, -1 where it has none.
+
+    Returns:
+        Places taken then.
+    """
+    for i in range(len(row)):
+        out[i] = -1
+        if given[i] > 0:
+            more = min(given[i], CAP)
+            place = place_of(table, lanes, rows, count, lane[i], row[i])
+            if place == count:
+                count += 1
+                energy[place] = more
+            else:
+                energy[place] += more
+            out[i] = place
+    return count
+
+
+def rehash(table: Array, lanes: Array, rows: Array, count: int) -> None:
+    """Fill a new table with the places taken."""
+    for place in range(count):
+        place_of(table, lanes, rows, place, lanes[place], rows[place])
+
+
+def fire(
+    firing: Array,
+    passing: Array,
+    share: Array,
+    source: Array,
+    indptr: Array,
+    target: Array,
+    weight: Array,
+    confidence: Array,
+    fan_exponent: float,
+    decay: Any,
+    favour: Any,
+    region_zero_counts: bool,
+    transfer_threshold: Any,
+    arrival_threshold: Any,
+    table: Array,
+    lanes: Array,
+    rows: Array,
+    region: Array,
+    known: Array,
+    bound: Array,
+    count: int,
+    edge: Array,
+    origin: Array,
+    to: Array,
+    moved: Array,
+    most: Array,
+    wanted: Array,
+    cut: Array,
+) -> tuple[int, int, int]:
+    """Send energy along the edges of every firing place.
+
+    What an edge passes is, in float32 and in this order, `passing / fan * weight * confidence * decay`, where fan is
+    (sum of the source's weight * confidence) ** fan_exponent. What stays within a region is multiplied by `favour`;
+    the target's region is not known yet, so both products are kept.
+
+    Args:
+        firing: int64 [f], places that fire, lane by lane.
+        passing: float32 [f], the energy that each passes on.
+        share: int64 [f], how many of its edges each may use, the newest.
+        source: int64 [f], where each finds its edges: a row of `indptr`.
+        indptr: int64, with `target`, `weight` and `confidence` the adjacency of the distinct firing rows.
+        target: int64, rows; -1 leads nowhere.
+        weight: float32.
+        confidence: float32.
+        fan_exponent: See `AESGConfig`; the same for the next five.
+        decay: float32.
+        favour: float32.
+        region_zero_counts: Whether region 0 is one.
+        transfer_threshold: float32.
+        arrival_threshold: float32.
+        table: See `place_of`; so are `lanes` and `rows`.
+        lanes: See there.
+        rows: See there.
+        region: uint32, each place's region.
+        known: int8, what is known of each place.
+        bound: float32, all zero, and left so: what arrives at most at each place.
+        count: Places taken.
+        edge: Out: int64, position in the adjacency of each transfer.
+        origin: Out: int64, the place from which it comes.
+        to: Out: int64, the place where it goes.
+        moved: Out: float32, what it carries.
+        most: Out: float32, what it carries within a region.
+        wanted: Out: int64, places of which something has to be known now.
+        cut: Out: bool [lanes], set where a share was too small.
+
+    Returns:
+        Number of transfers, of places taken, and of places wanted.
+    """
+    transfers = 0
+    for f in range(len(firing)):
+        place = firing[f]
+        lane = lanes[place]
+        start, stop = indptr[source[f]], indptr[source[f] + 1]
+        if stop - start > share[f]:
+            stop = start + share[f]
+            cut[lane] = True
+        sent = passing[f]
+        if fan_exponent > 0:
+            total = np.float64(0)
+            for e in range(start, stop):
+                strength = np.float64(weight[e]) * np.float64(confidence[e])
+                if strength > 0:
+                    total += strength
+            if total > 0:
+                sent = np.float32(np.float64(sent) / total**fan_exponent)
+        sent = min(sent, CAP)
+        favourable = favour != _ONE and (region_zero_counts or region[place] != 0)
+        for e in range(start, stop):
+            if target[e] < 0:
+                continue
+            # Too much weight makes an infinity, and that times 0 is NaN: it fails every comparison.
+            plain = sent * weight[e]
+            plain *= confidence[e]
+            plain *= decay
+            if plain > CAP:
+                plain = CAP
+            favoured = plain
+            if favourable:
+                favoured = plain * favour
+                if favoured > CAP:
+                    favoured = CAP
+            upper = max(plain, favoured)
+            if not upper > transfer_threshold:
+                continue
+            there = place_of(table, lanes, rows, count, lane, target[e])
+            if there == count:
+                known[there] = UNKNOWN
+                count += 1
+            edge[transfers] = e
+            origin[transfers] = place
+            to[transfers] = there
+            moved[transfers] = plain
+            most[transfers] = favoured
+            bound[there] += upper
+            transfers += 1
+    wants = 0
+    for t in range(transfers):
+        there = to[t]
+        # What arrives is at most this, before a gate that is at most 1: no active node is nearer than the best seed.
+        if known[there] == UNKNOWN and bound[there] > arrival_threshold:
+            known[there] = WANTED
+            wanted[wants] = there
+            wants += 1
+        bound[there] = _ZERO
+    return transfers, count, wants
+
+
+def judge(
+    places: Array,
+    vector: Array,
+    vectors: Array,
+    is_active: Array,
+    regions: Array,
+    directions: Array,
+    best: Array,
+    gated: bool,
+    lanes: Array,
+    region: Array,
+    known: Array,
+    gate: Array,
+) -> None:
+    """Take note of what was read of places: whether they are active, their region, and their query gate.
+
+    The gate is max(0, cosine of query and node) / the best seed's; 1 where either has no direction.
+
+    Args:
+        places: int64 [n].
+        vector: int64 [n], which of the rows read is each place's.
+        vectors: float32 [m, D]; [m, 0] when not gated.
+        is_active: uint8 [m].
+        regions: uint32 [m].
+        directions: float32 [lanes, D], each lane's query at length 1, or 0.
+        best: float32 [lanes], each lane's best cosine.
+        gated: Whether there is a gate.
+        lanes: int64, each place's lane.
+        region: Out: uint32, per place.
+        known: Out: int8, per place.
+        gate: Out: float32, per place.
+    """
+    for i in range(len(places)):
+        place, at = places[i], vector[i]
+        known[place] = ALIVE if is_active[at] != 0 else DEAD
+        region[place] = regions[at]
+        gate[place] = _ONE
+        if gated:
+            lane = lanes[place]
+            cosine, directed = cosine_of(vectors[at], directions[lane])
+            if directed:
+                gate[place] = max(cosine, _ZERO) / best[lane]
+
+
+def cosine_of(vector: Array, direction: Array) -> tuple[Any, bool]:
+    """Cosine of a vector [D] with a direction [D] of length 1 or 0, float32 in [-1, 1]; and whether both have one."""
+    # Eight sums at once: one after the other would wait for each other.
+    width = len(vector)
+    a = b = c = d = _ZERO
+    s = t = u = v = _ZERO
+    x = y = _ZERO
+    whole = width - width % 4
+    for i in range(0, whole, 4):
+        a += vector[i] * direction[i]
+        b += vector[i + 1] * direction[i + 1]
+        c += vector[i + 2] * direction[i + 2]
+        d += vector[i + 3] * direction[i + 3]
+        s += vector[i] * vector[i]
+        t += vector[i + 1] * vector[i + 1]
+        u += vector[i + 2] * vector[i + 2]
+        v += vector[i + 3] * vector[i + 3]
+    for i in range(whole, width):
+        x += vector[i] * direction[i]
+        y += vector[i] * vector[i]
+    product = (a + b) + (c + d) + x
+    square = (s + t) + (u + v) + y
+    asks = False
+    for i in range(width):
+        if direction[i] != _ZERO:
+            asks = True
+            break
+    if not asks:
+        return _ZERO, False
+    if square > _TINY and square < _HUGE:
+        return max(-_ONE, min(_ONE, product / np.float32(np.sqrt(square)))), True
+    wide, far = np.float64(0), np.float64(0)
+    for i in range(width):
+        wide += np.float64(vector[i]) * np.float64(vector[i])
+        far += np.float64(vector[i]) * np.float64(direction[i])
+    if not (wide > 0 and wide < np.inf):
+        return _ZERO, False
+    return np.float32(max(-1.0, min(1.0, far / np.sqrt(wide)))), True
+
+
+def cosines(vectors: Array, lane: Array, directions: Array, out: Array) -> None:
+    """Cosines of vectors with their lanes' queries; 0 where either has no direction.
+
+    Args:
+        vectors: float32 [n, D].
+        lane: int64 [n].
+        directions: float32 [lanes, D].
+        out: float32 [n].
+    """
+    for i in range(len(vectors)):
+        cosine, _ = cosine_of(vectors[i], directions[lane[i]])
+        out[i] = cosine
+
+
+def arrive(
+    transfers: int,
+    edge: Array,
+    origin: Array,
+    to: Array,
+    moved: Array,
+    most: Array,
+    dominant: Array,
+    region_zero_counts: bool,
+    transfer_threshold: Any,
+    arrival_threshold: Any,
+    clamp: Any,
+    adds_up: bool,
+    lanes: Array,
+    region: Array,
+    known: Array,
+    gate: Array,
+    energy: Array,
+    received: Array,
+    position: Array,
+    active: Array,
+    actives: int,
+    reached: Array,
+) -> tuple[int, int, int]:
+    """Sum up what arrives at each place, pass it through the gate, and let it join what is there.
+
+    Args:
+        transfers: Number of transfers.
+        edge: With `origin`, `to`, `moved` and `most` what `fire` gave; the ones that arrived are moved to the front.
+        origin: See `fire`.
+        to: See there.
+        moved: See there.
+        most: See there.
+        dominant: uint32 [lanes], each lane's commonest region, favoured when `region_zero_counts`.
+        region_zero_counts: See `AESGConfig`; the same for the next two.
+        transfer_threshold: float32.
+        arrival_threshold: float32.
+        clamp: float32, no energy exceeds it.
+        adds_up: Whether arrivals add to the energy that is there, or only exceed it.
+        lanes: int64, each place's lane.
+        region: uint32, per place.
+        known: int8, per place.
+        gate: float32, per place.
+        energy: float32, per place.
+        received: float32, per place, all zero: what arrives there now.
+        position: int64, per place, where it is in `active`; -1 where it is not.
+        active: int64, the active places in the order in which they became active.
+        actives: How many.
+        reached: Out: int64, positions of the places where something arrived, in no order.
+
+    Returns:
+        Number of transfers that arrived, of active places, and of places reached.
+    """
+    touched = 0
+    for t in range(transfers):
+        there = to[t]
+        if known[there] != ALIVE:
+            moved[t] = _ZERO
+            continue
+        if region_zero_counts:
+            favoured = region[there] == dominant[lanes[there]]
+        else:
+            favoured = region[there] != 0 and region[there] == region[origin[t]]
+        carried = most[t] if favoured else moved[t]
+        if not carried > transfer_threshold:
+            moved[t] = _ZERO
+            continue
+        moved[t] = carried
+        if received[there] == _ZERO:
+            reached[touched] = there
+            touched += 1
+        received[there] += carried
+    arrived = 0
+    for i in range(touched):
+        there = reached[i]
+        arriving = min(received[there] * gate[there], clamp)
+        if not arriving > arrival_threshold:
+            received[there] = _ZERO
+            continue
+        received[there] = arriving
+        if position[there] < 0:
+            # New places become active in the order in which they were first reached.
+            position[there] = actives
+            active[actives] = there
+            actives += 1
+            energy[there] = arriving
+        elif adds_up:
+            energy[there] = min(energy[there] + arriving, clamp)
+        else:
+            energy[there] = min(max(energy[there], arriving), clamp)
+        reached[arrived] = position[there]
+        arrived += 1
+    kept = 0
+    for t in range(transfers):
+        # What carried nothing does not count; where nothing arrived nothing was received.
+        if moved[t] > _ZERO and received[to[t]] > _ZERO:
+            edge[kept] = edge[t]
+            origin[kept] = origin[t]
+            to[kept] = to[t]
+            kept += 1
+    return kept, actives, arrived
+
+
+def choose(
+    active: Array,
+    ends: Array,
+    energy: Array,
+    rows: Array,
+    top_k: int,
+    fills: bool,
+    near: Array,
+    near_ends: Array,
+    place: Array,
+    row: Array,
+    out_energy: Array,
+    out_ends: Array,
+) -> None:
+    """The active places of each lane that may be among its best, in the order of `active`, and what fills up.
+
+    All that equal the last to be returned stay in play: the caller knows how ties fall.
+
+    Args:
+        active: int64, active places, lane by lane.
+        ends: int64 [lanes + 1], lane l has `active[ends[l]:ends[l + 1]]`.
+        energy: float32, per place.
+        rows: int64, per place.
+        top_k: How many are to be returned.
+        fills: Whether the nearest rows fill up what is missing.
+        near: int64, each lane's nearest rows, best first.
+        near_ends: int64 [lanes + 1], as `ends`.
+        place: Out: int64, what was chosen; -1 for a row that fills up.
+        row: Out: int64, its row.
+        out_energy: Out: float32, its energy.
+        out_ends: Out: int64 [lanes + 1], as `ends`.
+    """
+    n = 0
+    out_ends[0] = 0
+    for lane in range(len(ends) - 1):
+        start, stop = ends[lane], ends[lane + 1]
+        least = -np.inf
+        if stop - start > top_k:
+            values = np.empty(stop - start, np.float32)
+            for i in range(start, stop):
+                values[i - start] = energy[active[i]]
+            least = np.partition(values, len(values) - top_k)[len(values) - top_k]
+        first = n
+        for i in range(start, stop):
+            if energy[active[i]] >= least:
+                place[n] = active[i]
+                row[n] = rows[active[i]]
+                out_energy[n] = energy[active[i]]
+                n += 1
+        last = n
+        if fills and last > first:
+            for i in range(near_ends[lane], near_ends[lane + 1]):
+                if n - first >= top_k:
+                    break
+                fresh = True
+                for j in range(first, last):
+                    if row[j] == near[i]:
+                        fresh = False
+                        break
+                if fresh:
+                    place[n] = -1
+                    row[n] = near[i]
+                    out_energy[n] = _ZERO
+                    n += 1
+        out_ends[lane + 1] = n
+
+
+def explain(vectors: Array, energies: Array, query: Array) -> float:
+    """Cosine of a query with the mean of unit vectors, weighted by their energies; 0 where one has no direction.
+
+    Args:
+        vectors: float32 [n, D].
+        energies: float32 [n]; vectors without energy do not count.
+        query: float32 [D].
+    """
+    dim = len(query)
+    most = _ZERO
+    for i in range(len(vectors)):
+        most = max(most, energies[i])
+    mean = np.zeros(dim, np.float64)
+    for i in range(len(vectors)):
+        if energies[i] > 0:
+            square = np.float64(0)
+            for j in range(dim):
+                square += np.float64(vectors[i, j]) * np.float64(vectors[i, j])
+            if square > 0 and square < np.inf:
+                # Energies may be as large as 1e30: relative to the best they can be multiplied without a thought.
+                factor = np.float64(energies[i]) / np.float64(most) / np.sqrt(square)
+                for j in range(dim):
+                    mean[j] += factor * np.float64(vectors[i, j])
+    product, ours, theirs = np.float64(0), np.float64(0), np.float64(0)
+    for j in range(dim):
+        product += mean[j] * np.float64(query[j])
+        ours += mean[j] * mean[j]
+        theirs += np.float64(query[j]) * np.float64(query[j])
+    if not (ours > 0 and theirs > 0):
+        return 0.0
+    return product / np.sqrt(ours) / np.sqrt(theirs)  # type: ignore[no-any-return]
+
+
+def _signatures(types: Any) -> Sequence[Sequence[Any]]:
+    i8, f4, f8, yes = types.int64, types.float32, types.float64, types.boolean
+    ints, u4s, f4s, i1s = i8[::1], types.uint32[::1], f4[::1], types.int8[::1]
+    wide = f4[:, ::1]
+    table = (ints, ints, ints)
+    transfers = (ints, ints, ints, f4s, f4s)
+    adjacency = (ints, ints, f4s, f4s)
+    places = (*table, u4s, i1s, f4s, i8)
+    return (
+        (ints, ints, f4s, *table, f4s, i8, ints),
+        (*table, i8),
+        (
+            ints,
+            f4s,
+            ints,
+            ints,
+            *adjacency,
+            f8,
+            f4,
+            f4,
+            yes,
+            f4,
+            f4,
+            *table,
+            u4s,
+            i1s,
+            f4s,
+            i8,
+            *transfers,
+            ints,
+            yes[::1],
+        ),
+        (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, ints, u4s, i1s, f4s),
+        (wide, ints, wide, f4s),
+        (i8, *transfers, u4s, yes, f4, f4, f4, yes, ints, u4s, i1s, f4s, f4s, f4s, ints, ints, i8, ints),
+        (ints, ints, f4s, ints, i8, yes, ints, ints, ints, ints, f4s, ints),
+        (wide, f4s, f4s),
+    )
+
+
+LOOPS: Final = Loops(
+    "spreading activation",
+    (seed, rehash, fire, judge, cosines, arrive, choose, explain),
+    (place_of, cosine_of),
+    _signatures,
+    _PATIENCE,
+)
