@@ -27,8 +27,8 @@ from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-_ROOM: Final = 2048
-"""Places that a query begins with: most never need more."""
+_ROOM: Final = 1024
+"""Places that a lane begins with: most never need more."""
 _GATHER: Final = 1 << 20
 """Vector elements that are gathered at once to compute query gates: 4 MiB, whatever the width of a hop."""
 
@@ -278,7 +278,7 @@ class _Spread:
 
         counts = [len(some) for some in rows]
         total = sum(counts)
-        places = self._places = _Places(max(_ROOM, 2 * total))
+        places = self._places = _Places(max(_ROOM * len(contexts), 2 * total))
         self._actives = 0
         self._frontier = np.empty(0, np.int64)
         if not total:

@@ -539,30 +539,11 @@ def _signatures(types: Any) -> Sequence[Sequence[Any]]:
     transfers = (ints, ints, ints, f4s, f4s)
     adjacency = (ints, ints, f4s, f4s)
     places = (*table, u4s, i1s, f4s, i8)
+    firing = (ints, f4s, ints, ints)
     return (
         (ints, ints, f4s, *table, f4s, i8, ints),
         (*table, i8),
-        (
-            ints,
-            f4s,
-            ints,
-            ints,
-            *adjacency,
-            f8,
-            f4,
-            f4,
-            yes,
-            f4,
-            f4,
-            *table,
-            u4s,
-            i1s,
-            f4s,
-            i8,
-            *transfers,
-            ints,
-            yes[::1],
-        ),
+        (*firing, *adjacency, f8, f4, f4, yes, f4, f4, *places, *transfers, ints, yes[::1]),
         (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, ints, u4s, i1s, f4s),
         (wide, ints, wide, f4s),
         (i8, *transfers, u4s, yes, f4, f4, f4, yes, ints, u4s, i1s, f4s, f4s, f4s, ints, ints, i8, ints),
