@@ -31,6 +31,7 @@ class RetrievedContext:
         born: The row of the concept that this query gave birth to, or None.
         num_primary: How many of the concepts are primary.
         dim: D.
+        cut: Whether there were more edges than `config.max_hop_edges`, so that some were not followed.
     """
 
     concept_vectors: Tensor | None
@@ -41,6 +42,7 @@ class RetrievedContext:
     born: int | None
     num_primary: int
     dim: int
+    cut: bool
     _paths: npt.NDArray[np.int64] = field(repr=False)
 
     @cached_property
@@ -85,6 +87,7 @@ class BatchContext:
         explanation: One score per lane.
         born: Per lane, the row of the concept born of its query, or None.
         dim: D.
+        cut: Per lane, whether some edges were not followed.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class BatchContext:
         self.dim = dim
         self.explanation = explanation
         self.born = born
+        self.cut = [a.cut for a in activations]
         self.ids = np.concatenate([_NO_IDS, *(a.ids for a in activations)])
         self.activated_nodes: list[int] = [row for a in activations for row in a.rows.tolist()]
 
@@ -137,6 +141,7 @@ class BatchContext:
             born=self.born[index],
             num_primary=self.num_primary,
             dim=self.dim,
+            cut=self.cut[index],
             _paths=self._paths[index],
         )
 

@@ -22,7 +22,7 @@ from aesg.engine import structure
 from aesg.engine.activation import Activation, Energies, activate
 from aesg.engine.consolidation import Report, consolidate
 from aesg.engine.novelty import NoveltyCounter, centroid_score, explanation_score
-from aesg.engine.plasticity import credit, link_newborn
+from aesg.engine.plasticity import link_newborn
 from aesg.errors import (
     FormatVersionError,
     InvalidInputError,
@@ -32,7 +32,7 @@ from aesg.errors import (
 )
 from aesg.memory.compat import CognitiveEngine, Logger, Storage
 from aesg.memory.context import BatchContext, RetrievedContext
-from aesg.memory.session import attach
+from aesg.memory.session import Session, attach
 from aesg.memory.state import Lanes, carried_on
 from aesg.protocols import Graph, GraphStore
 from aesg.records import Refs, Rows, Vectors
@@ -208,17 +208,17 @@ class AESGMemory(nn.Module):
         """Retrieve for parsed arguments: learn when training, read otherwise."""
         session = self._handle.session
         if self.training and not session.read_only:
-            with session.learning(self.config.commit_interval) as graph:
-                return self._answer(graph, asked, extra, session.era, learns=True)
+            with session.learning(self.config.commit_interval, settled=False) as graph:
+                return self._answer(graph, asked, extra, session, learns=True)
         with session.reading() as graph:
-            return self._answer(graph, asked, extra, session.era, learns=False)
+            return self._answer(graph, asked, extra, session, learns=False)
 
     def _answer(
-        self, graph: Graph, asked: Query, extra: list[Energies | None], era: int, *, learns: bool
+        self, graph: Graph, asked: Query, extra: list[Energies | None], session: Session, *, learns: bool
     ) -> BatchContext:
         config, queries = self.config, asked.vectors
         _check_seeds(extra, len(graph.nodes), self._url)
-        lanes = self._lanes.resize(len(queries), era=era, forget=self._novelty.reset_lane)
+        lanes = self._lanes.resize(len(queries), era=session.era, forget=self._novelty.reset_lane)
         carried = [lane.carried for lane in lanes]
         born: list[int | None] = [None] * len(queries)
         says_something = np.asarray(queries.any(axis=1))  # a zero vector is no experience
@@ -246,7 +246,7 @@ class AESGMemory(nn.Module):
                 again = activate(graph, config, queries[due], before, [extra[i] for i in due])
                 for i, row, activation in zip(due, rows.tolist(), again, strict=True):
                     born[i], activations[i] = row, activation
-            credit(graph, config, activations, [lane.first for lane in lanes])
+            session.credit(config, activations, [lane.first for lane in lanes])
 
         for lane, activation in zip(lanes, activations, strict=True):
             lane.follow(activation, config.num_primary)
