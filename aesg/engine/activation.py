@@ -27,7 +27,7 @@ from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-_ROOM: Final = 1024
+_ROOM: Final = 2048
 """Places that a lane begins with: most never need more."""
 _GATHER: Final = 1 << 20
 """Vector elements that are gathered at once to compute query gates: 4 MiB, whatever the width of a hop."""
@@ -173,17 +173,12 @@ class _Places:
 
     def __init__(self, room: int) -> None:
         self.count = 0
-        self.table = np.zeros(_table_size(room), np.int64)
-        self.lanes = np.empty(room, np.int64)
-        self.rows = np.empty(room, np.int64)
+        self.table = np.zeros(1 << (2 * room - 1).bit_length(), np.int64)
+        # A new place's values are set when it is taken.
+        self.lanes, self.rows, self.position, self.active = np.empty((4, room), np.int64)
+        self.gate, self.energy, self.received, self.bound = np.empty((4, room), np.float32)
         self.region = np.empty(room, np.uint32)
-        self.known = np.zeros(room, np.int8)
-        self.gate = np.empty(room, np.float32)
-        self.energy = np.empty(room, np.float32)
-        self.received = np.zeros(room, np.float32)
-        self.bound = np.zeros(room, np.float32)
-        self.position = np.full(room, -1)
-        self.active = np.empty(room, np.int64)
+        self.known = np.empty(room, np.int8)
 
     def reserve(self, more: int) -> None:
         """See to it that there is room for `more` new places."""
@@ -194,17 +189,13 @@ class _Places:
         larger.count = self.count
         for name in _COLUMNS:
             old = getattr(self, name)
-            getattr(larger, name)[: len(old)] = old
+            getattr(larger, name)[: self.count] = old[: self.count]
         LOOPS.get(kernels.rehash, self.count)(larger.table, larger.lanes, larger.rows, self.count)
         for name in (*_COLUMNS, "table"):
             setattr(self, name, getattr(larger, name))
 
 
 _COLUMNS: Final = ("lanes", "rows", "region", "known", "gate", "energy", "received", "bound", "position", "active")
-
-
-def _table_size(room: int) -> int:
-    return 1 << (2 * room - 1).bit_length()
 
 
 class _Spread:
@@ -302,7 +293,7 @@ class _Spread:
         there = out[placed]
         places.region[there], places.known[there], places.gate[there] = region[placed], known[placed], gate[placed]
         np.minimum(places.energy[:count], self._clamp, out=places.energy[:count])
-        places.received[:count] = places.energy[:count]
+        places.received[:count], places.bound[:count] = places.energy[:count], 0
         places.position[:count] = places.active[:count] = self._frontier = np.arange(count)
         self._actives = count
 
@@ -406,6 +397,8 @@ class _Spread:
             places.region,
             places.known,
             places.bound,
+            places.received,
+            places.position,
             places.count,
             edge,
             origin,

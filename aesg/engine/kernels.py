@@ -123,6 +123,8 @@ def fire(
     region: Array,
     known: Array,
     bound: Array,
+    received: Array,
+    position: Array,
     count: int,
     edge: Array,
     origin: Array,
@@ -159,6 +161,8 @@ def fire(
         region: uint32, each place's region.
         known: int8, what is known of each place.
         bound: float32, all zero, and left so: what arrives at most at each place.
+        received: See `arrive`; new places have received nothing …
+        position: … and are not active.
         count: Places taken.
         edge: Out: int64, position in the adjacency of each transfer.
         origin: Out: int64, the place from which it comes.
@@ -210,6 +214,8 @@ def fire(
             there = place_of(table, lanes, rows, count, lane, target[e])
             if there == count:
                 known[there] = UNKNOWN
+                bound[there] = received[there] = _ZERO
+                position[there] = -1
                 count += 1
             edge[transfers] = e
             origin[transfers] = place
@@ -538,7 +544,7 @@ def _signatures(types: Any) -> Sequence[Sequence[Any]]:
     table = (ints, ints, ints)
     transfers = (ints, ints, ints, f4s, f4s)
     adjacency = (ints, ints, f4s, f4s)
-    places = (*table, u4s, i1s, f4s, i8)
+    places = (*table, u4s, i1s, f4s, f4s, ints, i8)
     firing = (ints, f4s, ints, ints)
     return (
         (ints, ints, f4s, *table, f4s, i8, ints),
