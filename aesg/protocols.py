@@ -246,8 +246,18 @@ class EdgeStore(Protocol):
             InvalidInputError: Wrong shapes, or a non-finite number.
         """
 
-    def out_edges(self, rows: npt.ArrayLike) -> Adjacency:
-        """The edges that leave each row, newest first. One call a hop, however large the frontier."""
+    def out_edges(self, rows: npt.ArrayLike, limit: int | None = None) -> Adjacency:
+        """The edges that leave each row, newest first. One call a hop, however large the frontier.
+
+        Args:
+            rows: int [n], repeats allowed.
+            limit: Of each row at most so many, its newest; all when None. A row with a million edges costs no more
+                than it gives.
+
+        Raises:
+            NotFoundError: A row outside the store.
+            InvalidInputError: A limit below 1.
+        """
 
     def read(self, refs: npt.ArrayLike, fields: Sequence[str] | None = None) -> Columns:
         """Gather fields of `records.EDGE_FIELDS` by ref.

@@ -153,6 +153,18 @@ class Adjacency:
         """Out-degree of each row asked for, int64 [len(rows)]."""
         return np.diff(self.indptr)
 
+    def newest(self, limit: int) -> Adjacency:
+        """At most so many edges of each row."""
+        degrees = self.degrees
+        if not len(degrees) or int(degrees.max()) <= limit:
+            return self
+        counts = np.minimum(degrees, limit)
+        kept = ranges(self.indptr[:-1], counts)
+        indptr = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=indptr[1:])
+        columns = (self.refs, self.target_rows, self.weight, self.confidence, self.use_count)
+        return Adjacency(indptr, *(column[kept] for column in columns))
+
 
 def events(
     type: EventType,

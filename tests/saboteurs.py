@@ -102,11 +102,11 @@ in_memory("drops a row of a large batch", "laws.batch-is-one-by-one", DropsARow)
 class StaleLists(_MemoryTables):
     """Keeps the lists that it gave out until edges are appended."""
 
-    def out_edges(self, rows):
+    def out_edges(self, rows, limit):
         kept = self.store.__dict__.setdefault("kept_lists", {})
         key = (self.edge_slots, rows.tobytes())
         if key not in kept:
-            kept[key] = super().out_edges(rows)
+            kept[key] = super().out_edges(rows, limit)
         return Adjacency(*(getattr(kept[key], name).copy() for name in Adjacency.__slots__))
 
 
@@ -114,8 +114,8 @@ in_memory("serves stale out-edges", "edges.out.fresh", StaleLists)(MemoryStore)
 
 
 class OldestFirst(_MemoryTables):
-    def out_edges(self, rows):
-        found = super().out_edges(rows)
+    def out_edges(self, rows, limit):
+        found = super().out_edges(rows, limit)
         order = np.lexsort((found.refs, np.repeat(np.arange(len(rows)), np.diff(found.indptr))))
         return Adjacency(found.indptr, *(getattr(found, name)[order] for name in Adjacency.__slots__[1:]))
 

@@ -15,7 +15,7 @@ import aesg
 from aesg.config import AESGConfig
 from aesg.engine.activation import Activation, Energies, activate
 from aesg.errors import NotFoundError
-from aesg.records import Adjacency
+from aesg.records import Adjacency, NodeBatch
 from aesg.testing.proxy import Bare
 
 D = 3
@@ -321,8 +321,8 @@ def test_edges_to_ids_that_no_node_has_carry_nothing() -> None:
             real = graph.edges
 
             class Edges:
-                def out_edges(self, rows: np.ndarray) -> Adjacency:
-                    adjacency = real.out_edges(rows)
+                def out_edges(self, rows: np.ndarray, limit: int | None = None) -> Adjacency:
+                    adjacency = real.out_edges(rows, limit)
                     adjacency.target_rows[:1] = -1
                     return adjacency
 
@@ -374,3 +374,39 @@ def test_the_nearest_is_reported_even_when_it_is_outranked() -> None:
     assert got.rows.tolist() == [3]
     assert got.nearest == 1
     assert replace(got, nearest=0.0).nearest == 0
+
+
+def test_a_hub_gives_its_newest_edges_and_says_so() -> None:
+    hub, plain, leaves = np.array([[1, 0, 0]]), np.array([[0, 1, 0]]), np.zeros((60, D))
+    store = aesg.open("memory:", vector_dim=D)
+    store.nodes.append(NodeBatch(np.concatenate([hub, plain, leaves]).astype(np.float32)))
+    refs = store.edges.append(np.zeros(60, np.int64), np.arange(2, 62))
+    store.edges.append([1], [2])
+    config = AESGConfig(vector_dim=D, spreading_activation_steps=1, arrival_threshold=0, max_hop_edges=10, top_k=100)
+    queries = np.concatenate([hub, plain]).astype(np.float32)
+    one, other = activate(store, config, queries, [None] * 2, [None] * 2)
+    assert one.cut
+    assert not other.cut
+    assert one.paths[:, 1].tolist() == list(range(61, 51, -1))
+    assert one.transfers.tolist() == refs[-10:].tolist()
+    assert other.paths.tolist() == [[1, 2]]
+    assert one.energies[1:11].tolist() == pytest.approx([0.8 / 10**0.5] * 10)  # the fan of what is followed
+    (alone,) = activate(store, config, queries[:1], [None], [None])
+    np.testing.assert_array_equal(alone.paths, one.paths)
+    (whole,) = activate(store, config.replace(max_hop_edges=60), queries[:1], [None], [None])
+    assert not whole.cut
+    assert len(whole.paths) == 60
+
+
+def test_what_fires_shares_the_edges_of_a_hop() -> None:
+    rng = np.random.default_rng(0)
+    store = aesg.open("memory:", vector_dim=D)
+    store.nodes.append(NodeBatch(np.concatenate([np.eye(D), np.zeros((40, D))]).astype(np.float32)))
+    sources = np.repeat(np.arange(D), 40)
+    refs = store.edges.append(sources, D + rng.permutation(len(sources)) % 40)
+    config = AESGConfig(vector_dim=D, spreading_activation_steps=1, arrival_threshold=0, max_hop_edges=17, top_k=100)
+    seeds = Energies(np.arange(D), np.full(D, 0.5, np.float32))
+    (got,) = activate(store, config, np.zeros((1, D), np.float32), [None], [seeds])
+    assert got.cut
+    newest = [refs[sources == source][-(17 // D) :] for source in range(D)]
+    assert got.transfers.tolist() == np.sort(np.concatenate(newest)).tolist()

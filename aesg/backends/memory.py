@@ -99,7 +99,7 @@ class _MemoryTables(WritableTables):
         row_of = {int(id): row for row, id in enumerate(self.state.nodes["id"])}
         return np.array([row_of.get(int(id), -1) for id in ids], dtype=np.int64)
 
-    def out_edges(self, rows: Rows) -> Adjacency:
+    def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         edges = self.state.edges
         lists = [np.flatnonzero((edges["source_row"] == row) & ~edges["removed"])[::-1] for row in rows]
         refs = np.concatenate([np.empty(0, np.int64), *lists])

@@ -131,9 +131,12 @@ class Edges:
                 tables.append_edges(columns)
             return np.arange(first, tables.edge_slots, dtype=np.int64)
 
-    def out_edges(self, rows: npt.ArrayLike) -> Adjacency:
+    def out_edges(self, rows: npt.ArrayLike, limit: int | None = None) -> Adjacency:
+        if limit is not None and (not hasattr(limit, "__index__") or limit < 1):
+            raise InvalidInputError(f"{self._view.url}: a limit of edges is a whole number of at least 1, not {limit!r}")
         with self._view.reading() as tables:
-            return tables.out_edges(checks.positions(rows, "row", tables.node_count, self._view.url))
+            found = tables.out_edges(checks.positions(rows, "row", tables.node_count, self._view.url), limit)
+        return found if limit is None else found.newest(limit)
 
     def read(self, refs: npt.ArrayLike, fields: Sequence[str] | None = None) -> Columns:
         names = checks.field_names(fields, records.EDGE_FIELDS, "edge", self._view.url)

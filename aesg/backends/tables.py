@@ -42,8 +42,8 @@ class Tables(ABC):
         """-1 where absent."""
 
     @abstractmethod
-    def out_edges(self, rows: Rows) -> Adjacency:
-        """Newest first."""
+    def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        """Newest first. More than `limit` of a row may be given, but need not be looked for."""
 
     @abstractmethod
     def read_edges(self, refs: Refs, fields: Sequence[str]) -> Columns:

@@ -27,8 +27,8 @@ from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 
-_ROOM: Final = 2048
-"""Places that a lane begins with: most never need more."""
+_ROOM: Final = 4096
+"""Places that a query begins with, and a quarter of that in a batch: most never need more."""
 _GATHER: Final = 1 << 20
 """Vector elements that are gathered at once to compute query gates: 4 MiB, whatever the width of a hop."""
 
@@ -269,7 +269,7 @@ class _Spread:
 
         counts = [len(some) for some in rows]
         total = sum(counts)
-        places = self._places = _Places(max(_ROOM * len(contexts), 2 * total))
+        places = self._places = _Places(max(_ROOM, _ROOM // 4 * len(contexts), 2 * total))
         self._actives = 0
         self._frontier = np.empty(0, np.int64)
         if not total:
@@ -449,11 +449,13 @@ class _Spread:
         rows, budget = self._places.rows[firing], self._config.max_hop_edges
         if len(self._directions) == 1:
             share = max(1, budget // len(firing))
-            return self._graph.edges.out_edges(rows), np.arange(len(rows)), np.full(len(rows), share)
+            # One more than may be used shows whether that is all.
+            found = self._graph.edges.out_edges(rows, share + 1)
+            return found, np.arange(len(rows)), np.full(len(rows), share)
         lanes = self._places.lanes[firing]
         shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
         distinct, source = np.unique(rows, return_inverse=True)
-        return self._graph.edges.out_edges(distinct), source, shares
+        return self._graph.edges.out_edges(distinct, int(shares.max()) + 1), source, shares
 
     # --- results
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
-from aesg.errors import NotFoundError
+from aesg.errors import InvalidInputError, NotFoundError
 from aesg.protocols import GraphStore
 from aesg.records import EVENT_DTYPE, JSON, Columns
 from aesg.testing.base import ClauseGroup
@@ -31,6 +33,28 @@ class EdgeClauses(ClauseGroup):
         kinds = {"refs": "i8", "target_rows": "i8", "weight": "f4", "confidence": "f4", "use_count": "u4"}
         for name, dtype in kinds.items():
             assert getattr(found, name).dtype == dtype
+        check_within(store)
+
+    @clause("edges.out.limit")
+    def test_out_edges_may_be_limited(self, store: GraphStore) -> None:
+        """With a limit each row gives its newest edges, so many at most; removed edges do not count."""
+        everything = store.edges.out_edges([0, 4, 3, 0])
+        for limit in (1, 2, 3, 4, 100):
+            found = store.edges.out_edges([0, 4, 3, 0], limit)
+            lists = [everything.refs[a:b][:limit].tolist() for a, b in pairwise(everything.indptr.tolist())]
+            assert found.refs.tolist() == [ref for refs in lists for ref in refs]
+            assert found.degrees.tolist() == [len(refs) for refs in lists]
+            place = np.array([everything.refs.tolist().index(ref) for ref in found.refs.tolist()])
+            for name in ("target_rows", "weight", "confidence", "use_count"):
+                assert np.array_equal(getattr(found, name), getattr(everything, name)[place])
+        store.edges.append([0, 0], [1, 2])
+        store.edges.remove([9, 11])
+        assert store.edges.out_edges([0], 3).refs.tolist() == [10, 5, 2]
+        store.compact()
+        assert store.edges.out_edges([0], 3).refs.tolist() == store.edges.out_edges([0]).refs[:3].tolist()
+        for wrong in (0, -1, 1.5):
+            with pytest.raises(InvalidInputError):
+                store.edges.out_edges([0], wrong)  # type: ignore[arg-type]
         check_within(store)
 
     @clause("edges.out.fresh")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Final
 
@@ -49,7 +50,13 @@ class Kind:
         """Name of a field's column."""
         return f"{self.name}/{name}"
 
+    @cached_property
+    def row_bytes(self) -> int:
+        """Bytes of all fields of a row."""
+        return sum(dtype.itemsize * (width or 1) for dtype, width in self.fields.values())
 
+
+@cache
 def node_kind(vector_dim: int) -> Kind:
     """Nodes with vectors of that length."""
     fields: Fields = {
@@ -428,9 +435,15 @@ class BlockTables(WritableTables):
                 out[name] = values
         return out
 
-    def out_edges(self, rows: Rows) -> Adjacency:
+    def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         starts, counts = self._sorted_ranges(rows)
-        found = self._sorted_edges(records.ranges(starts, counts))
+        if self.runs:
+            self._merge_runs()
+        looked_for = counts if limit is None else np.minimum(counts, limit)
+        found = self._sorted_edges(records.ranges(starts, looked_for))
+        if limit is not None and found["removed"].any() and (looked_for < counts).any():
+            return self.out_edges(rows, None)  # further back there may be edges to take the place of removed ones
+        counts = looked_for
         if self.runs:
             found, counts = self._with_runs(rows, counts, found)
         indptr = np.zeros(len(rows) + 1, np.int64)
@@ -468,6 +481,14 @@ class BlockTables(WritableTables):
                 edges._replace(changed[name], name, np.where(refs < 0, ~refs, refs))
         edges._patch(changed, edges.own, refs)
         return found
+
+    def _merge_runs(self) -> None:
+        """Before runs are read."""
+        if len(self.runs) > adjacency.FEW:
+            merged = adjacency.fewer(self.runs)
+            if self.runs is self.state.runs:
+                self.state.runs = merged  # for the next who reads
+            self.runs = merged
 
     def _with_runs(
         self, rows: Rows, counts: npt.NDArray[np.int64], oldest: Columns

@@ -79,7 +79,7 @@ def _check_order(tables: BlockTables, report: Report) -> None:
     seen = np.zeros(tables.edge_slots, np.bool_)
     for start, stop in _chunks(tables.node_count):
         rows = np.arange(start, stop, dtype=np.int64)
-        found = tables.out_edges(rows)
+        found = tables.out_edges(rows, None)
         sources = np.repeat(rows, found.degrees)
         refs = found.refs
         if len(refs) and (int(refs.min()) < 0 or int(refs.max()) >= tables.edge_slots):

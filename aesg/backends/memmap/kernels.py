@@ -1,4 +1,4 @@
-"""Loops over records: the walk of edge lists, and the probing of the id table.
+"""Loops over records: the walk of edge lists, the probing of the id table, and the gather of vectors.
 
 The walk is written once, as plain Python over arrays, in the part of the language that numba compiles. A process runs
 it as plain Python for its first ten thousands of edges: importing numba and loading what it compiled takes half a
@@ -31,6 +31,8 @@ _BATCH: Final = 2048
 """Ids that are looked up together."""
 _PATIENCE: Final = 1 << 15
 """Edges that are walked in plain Python, some tenth of a second, before what is compiled is loaded."""
+_ROWS_AS_AN_EDGE: Final = 16
+"""Vectors that NumPy gathers in the time that plain Python takes for an edge."""
 _UNLIMITED: Final = (1 << 63) - 1
 
 _FINE, _POINTER, _OWNER, _LIMIT = range(4)
@@ -114,8 +116,20 @@ class Loops:
         self._patience = patience
         self._walk: Callable[..., Any] = _walk
         self.find: Callable[..., Rows] | None = None
+        self._rows_left = _ROWS_AS_AN_EDGE * patience
+        self._gather: Callable[..., Array] | None = None
 
-    def walk(self, rows: Rows, nodes: Source, edges: Source, count: int, expected: int) -> Lists:
+    def gatherer(self, rows: int) -> Callable[..., Array] | None:
+        """`gathering.gather` for so many rows; None where that is not worth compiling yet, or cannot be compiled."""
+        if self._patience < _UNLIMITED:
+            self._rows_left -= rows
+            if self._rows_left < 0:
+                self._load()
+        return self._gather
+
+    def walk(
+        self, rows: Rows, nodes: Source, edges: Source, count: int, expected: int, most: int | None = None
+    ) -> Lists:
         """Walk the edge lists of rows. Every pointer is checked before it is followed: it leads down, or ends the list.
 
         Args:
@@ -124,6 +138,7 @@ class Loops:
             edges: The edges; what lies over `next_edge_idx`.
             count: Number of edges; no list may lead there or further.
             expected: About how many will be found.
+            most: So many edges of each list; all when None.
 
         Raises:
             BrokenListError: A pointer that leads up, outside or to a removed edge, or an edge of another source.
@@ -133,10 +148,11 @@ class Loops:
             self._load()
         columns = [*(nodes.columns[name] for name in _NODE_FIELDS), *nodes.overlay]
         columns += [*(edges.columns[name] for name in _EDGE_FIELDS), *edges.overlay]
-        status, at, ref, above, *found = self._walk(rows, *columns, count, room, self._patience)
+        longest = _UNLIMITED if most is None else most
+        status, at, ref, above, *found = self._walk(rows, *columns, count, room, self._patience, longest)
         if status == _LIMIT:
             self._load()
-            status, at, ref, above, *found = self._walk(rows, *columns, count, room, self._patience)
+            status, at, ref, above, *found = self._walk(rows, *columns, count, room, self._patience, longest)
         if status == _POINTER:
             raise BrokenListError(int(rows[at]), f"edge {int(ref)} where one below {int(above)} or -1 is due")
         if status == _OWNER:
@@ -153,17 +169,17 @@ class Loops:
         """Go on with what is compiled, or without it for good."""
         loaded = _compiled()
         if loaded is not None:
-            self._walk, self.find = loaded
+            self._walk, self.find, self._gather = loaded
         self._patience = _UNLIMITED  # last: until then other threads do not set out on a long way in plain Python
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
-    """`_walk` and `_find`; None where numba has been told not to compile, or cannot be imported."""
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None:
+    """`_walk`, `_find` and the gather; None where numba has been told not to compile, or cannot be imported."""
     try:
-        from numba import extending, types
+        from numba import config, extending, types
     except Exception as error:  # ImportError, and whatever a numba says to a NumPy that is newer than it knows
         warnings.warn(f"numba cannot be imported, edges are walked slowly: {error}", RuntimeWarning, stacklevel=4)
         return None
@@ -175,11 +191,15 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     overlay = [i8, u4, i8]
     walk = [i8, u8, i8, *overlay, u8, u8, f4, f4, u4, i8, *overlay]
     extending.register_jitable(_grown)
-    loops = (
-        _njit(_walk, (*map(column, walk), i8, i8, i8)),
+    if config.DISABLE_JIT:
+        return None
+    from aesg.backends.memmap import gathering
+
+    return (
+        _njit(_walk, (*map(column, walk), i8, i8, i8, i8)),
         _njit(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8)),
+        _njit(gathering.gather, gathering.SIGNATURE),
     )
-    return None if loops[0] is _walk else loops  # NUMBA_DISABLE_JIT gives back what it was given
 
 
 def _njit(function: Callable[..., Any], signature: Sequence[Any]) -> Callable[..., Any]:
@@ -220,6 +240,7 @@ def _walk(
     count: int,
     room: int,
     limit: int,
+    longest: int,
 ) -> tuple[Any, ...]:
     """See `Loops.walk`.
 
@@ -274,7 +295,7 @@ def _walk(
             for i in range(going):
                 lane[left] = lane[i]
                 here[left] = here[i]
-                left += here[i] != END
+                left += here[i] != END and place[lane[i]] < longest
             going = left
             if going == 0:
                 break

@@ -133,6 +133,8 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 if kind == _RANGE:
+                    if (have := os.fstat(fd).st_size) < offset:  # writing there would hide that it was cut off
+                        raise CorruptionError(f"{path}: {have} bytes, expected the {offset} that came before")
                     write_all(fd, [data], offset)
                 else:
                     _store(path, items[number], kind, width, offset, count, data)

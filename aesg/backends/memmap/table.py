@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -17,12 +18,16 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.files import os_errors, sync_data, write_all
+from aesg.backends.memmap.kernels import LOOPS
 from aesg.records import Columns
 
 Array = npt.NDArray[Any]
 
 _FEW: Final = 256
 """So few changed rows are always kept as cells."""
+_WORTH_TOUCHING: Final = 2048
+"""Cells from which on threads are begun for their pages."""
+_WRITE: Final = int(os.environ.get("WW", 1 << 16))
 _ROW_BYTES: Final = 8
 """What a cell takes beside its value."""
 
@@ -71,6 +76,7 @@ class RecordFile:
             self.capacity = os.fstat(self.fd).st_size // self.dtype.itemsize
             access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_READ
             mapping = mmap.mmap(self.fd, self.capacity * self.dtype.itemsize, access=access)
+        self._bytes: Array = np.ndarray((self.capacity * self.dtype.itemsize,), np.uint8, mapping)
         self.whole: Array = np.ndarray((self.capacity,), f"V{self.dtype.itemsize}", mapping)
         self.views: dict[str, Array] = {
             name: np.ndarray((self.capacity,), item, mapping, offset, (self.dtype.itemsize,))
@@ -93,6 +99,9 @@ class RecordFile:
         return flat.view(item).reshape(len(values))
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
+        item, offset = self._items[field]
+        if item.kind == "V" and (compiled := LOOPS.gatherer(len(rows))) is not None:
+            return self._typed(field, compiled(self._bytes, rows, self.dtype.itemsize, offset, item.itemsize))
         return self._typed(field, self.views[field][rows])
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
@@ -105,6 +114,11 @@ class RecordFile:
     def store(self, field: str, where: Any, values: Array) -> None:
         """Overwrite a field of rows (an index array or a slice) that were written before."""
         self.views[field][where] = self._item(field, values)
+
+    def touch(self, field: str, rows: npt.NDArray[np.int64]) -> None:
+        """Store into a field of rows what it has; nobody else may be storing there."""
+        view = self.views[field]
+        view[rows] = view[rows]
 
     def fill(self, records: Array, columns: Columns) -> None:
         """Put columns into records in memory, [n] of the file's dtype."""
@@ -124,8 +138,11 @@ class RecordFile:
     def append(self, first: int, records: Array) -> None:
         """Write records from row `first` on, growing the file as needed; they are not committed by that."""
         self.reserve(first + len(records))
+        data = memoryview(records.view(np.uint8))
+        begin = first * self.dtype.itemsize
         with os_errors("writing", self.path):
-            write_all(self.fd, [records.view(np.uint8)], first * self.dtype.itemsize)
+            for at in range(0, len(data), _WRITE):
+                write_all(self.fd, [data[at : at + _WRITE]], begin + at)
 
     def resize(self, capacity: int) -> None:
         """Make room for so many records; new room is a hole in the file."""
@@ -153,7 +170,7 @@ class RecordFile:
     def close(self) -> None:
         """Close the file. Mappings go with the arrays that refer to them."""
         self.views = {}
-        del self.whole
+        del self.whole, self._bytes
         os.close(self.fd)
 
 
@@ -406,6 +423,19 @@ class PendingRecords:
                 rows, values = rows[past], values[past]
             if len(rows):
                 yield field, rows, values
+
+    def touches(self) -> list[Callable[[], None]]:
+        """Work that makes `apply` quicker, for other threads to do before; empty where that is not worth it.
+
+        The first store into a page since it was last written to the disk costs ten times what later ones do. So each
+        place that is going to change is given once more what it has.
+        """
+        work: list[Callable[[], None]] = []
+        for field, cells in self._cells.items():
+            if len(cells) >= _WORTH_TOUCHING:
+                half = len(cells) // 2
+                work += [partial(self.file.touch, field, cells.rows[part]) for part in (slice(half), slice(half, None))]
+        return work
 
     def apply(self) -> None:
         """Store the changes into the file, and count the appended records as committed."""

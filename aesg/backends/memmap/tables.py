@@ -21,6 +21,7 @@ from aesg import records
 from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.ids import IdIndex
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
+from aesg.backends.memmap.helpers import helped
 from aesg.backends.memmap.kernels import LOOPS, NO_OVERLAY, BrokenListError, Lists, Overlay, Source
 from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
@@ -31,8 +32,10 @@ _EDGES_AT_ONCE: Final = 1 << 20
 """Edges linked in one go: bounds the memory that an append of any size takes."""
 _PIECE: Final = 1 << 20
 """Bytes of new records that are built before they are written: they stay in a core's L2 cache meanwhile."""
-_MANY: Final = 256
-"""Ids from which on it is worth remembering them."""
+_WORTH_A_THREAD: Final = 8
+"""Pieces from which on a second thread is begun for them."""
+_MANY: Final = 16
+"""Ids from which on it is worth looking whether they are known."""
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
 
 
@@ -149,13 +152,22 @@ class Files:
             self.ids = IdIndex.load(self.id_sidecar, self.nodes)
         return self.ids
 
-    def seen_ids(self) -> Ids:
-        """The ids of committed nodes, close together, as far as a lookup has read them: 0 where none has."""
-        if len(self.seen) < self.nodes.count:
+    def seen_ids(self, count: int = 0) -> Ids:
+        """The ids of nodes, close together, as far as they were looked up or appended: 0 where they were not.
+
+        At least as many as there are committed nodes, or `count`. What it has past the committed ones does not count.
+        """
+        if len(self.seen) < max(self.nodes.count, count):
             seen = np.zeros(self.nodes.capacity, np.uint64)  # takes memory where it is touched only
             seen[: len(self.seen)] = self.seen
             self.seen = seen
         return self.seen
+
+    def forget_tail(self) -> None:
+        """Nodes past the committed ones are rolled back: others will have their rows."""
+        self.seen[self.nodes.count : self.nodes.capacity] = 0
+        if self.ids is not None:
+            self.ids.roll_back(self.nodes.count)
 
     def sync(self) -> None:
         """Bring all of them to the disk."""
@@ -202,6 +214,40 @@ def linked(
     return pointers, ordered[ends], first + order[ends]
 
 
+class _KnownIds:
+    """The ids of a state's nodes; out of memory where they are known, rather than from as many pages of the file."""
+
+    def __init__(self, files: Files, nodes: Records) -> None:
+        self._files = files
+        self._nodes = nodes
+
+    @property
+    def count(self) -> int:
+        return self._nodes.count
+
+    def chunk(self, field: str, start: int, stop: int) -> npt.NDArray[Any]:
+        committed = self._files.nodes.count
+        if stop > committed:
+            return self._nodes.chunk(field, start, stop)
+        known = self._files.seen_ids()[start:stop]
+        if not known.all():
+            known[:] = self._nodes.chunk(field, start, stop)
+        return known
+
+    def gather(self, field: str, rows: Rows) -> Ids:
+        if len(rows) < _MANY:
+            return self._nodes.gather(field, rows)
+        seen, committed = self._files.seen_ids(), self._files.nodes.count
+        out = seen[np.minimum(rows, len(seen) - 1)]
+        unread = np.flatnonzero((out == 0) | (rows >= committed))
+        if len(unread):
+            where = rows[unread]
+            out[unread] = found = self._nodes.gather(field, where)
+            stays = where < committed  # others may be rolled back, and their rows given to other nodes
+            seen[where[stays]] = found[stays]
+        return out
+
+
 def _overlay(table: Records, field: str) -> Overlay:
     if isinstance(table, PendingRecords) and table.has_changed(field):
         return Overlay(*table.changes(field))
@@ -221,6 +267,7 @@ class MemmapTables(WritableTables):
         self.edges = edges
         self.state = state
         self.vector_dim = files.dim
+        self._ids = _KnownIds(files, nodes)
 
     @classmethod
     def committed(cls, files: Files, state: State) -> MemmapTables:
@@ -263,26 +310,26 @@ class MemmapTables(WritableTables):
     def rows_of(self, ids: Ids) -> Rows:
         index, find = self.files.index(), LOOPS.find
         if find is None:
-            return index.lookup(ids, self.nodes)
+            return index.lookup(ids, self._ids)
         # The file has every id: that of a row that was appended too, and none is ever changed.
         file = self.files.nodes
-        return index.lookup(ids, self.nodes, partial(find, file.views["id"], self.files.seen_ids(), file.count))
+        return index.lookup(ids, self._ids, partial(find, file.views["id"], self.files.seen_ids(), file.count))
 
-    def out_edges(self, rows: Rows) -> Adjacency:
-        lists = self._lists(rows)
+    def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        lists = self._lists(rows, limit)
         values: Columns = {"weight": lists.weight, "confidence": lists.confidence, "use_count": lists.use_count}
         if isinstance(self.edges, PendingRecords):
             values |= {name: self.edges.gather(name, lists.refs) for name in values if self.edges.has_changed(name)}
         return Adjacency(lists.indptr, lists.refs, self.rows_of(lists.target_ids), **values)
 
-    def _lists(self, rows: Rows) -> Lists:
-        """The list of each row."""
+    def _lists(self, rows: Rows, most: int | None = None) -> Lists:
+        """The list of each row, or its first so many edges."""
         nodes = Source(self.files.nodes.views, _overlay(self.nodes, "head_edge_idx"))
         edges = Source(self.files.edges.views, _overlay(self.edges, "next_edge_idx"))
         state = self.state
         expected = len(rows) * (state.edges - state.removed) // max(state.nodes, 1)
         try:
-            return LOOPS.walk(rows, nodes, edges, state.edges, expected)
+            return LOOPS.walk(rows, nodes, edges, state.edges, expected, most)
         except BrokenListError as error:
             path = self.files.edges.path
             raise CorruptionError(f"{path}: the edge list of row {error.row} leads to {error.found}") from error
@@ -318,23 +365,44 @@ class MemmapTables(WritableTables):
         return self.edges
 
     def append_nodes(self, columns: Columns) -> None:
-        n = len(columns["id"])
-        self._append(self.pending_nodes, self.files.newborn, n, columns)
-        self.state = self.state.grown(nodes=n)
+        ids, first = columns["id"], self.state.nodes
 
-    def _append(self, table: PendingRecords, blank: npt.NDArray[Any], n: int, columns: Columns) -> None:
-        """Append `n` records: `blank`, but for the columns."""
+        def remember() -> None:
+            self.files.index().add(ids, self._ids)
+            self.files.seen_ids(first + len(ids))[first : first + len(ids)] = ids
+
+        self._append(self.pending_nodes, self.files.newborn, len(ids), columns, remember)
+        self.state = self.state.grown(nodes=len(ids))
+
+    def _append(
+        self,
+        table: PendingRecords,
+        blank: npt.NDArray[Any],
+        n: int,
+        columns: Columns,
+        meanwhile: Callable[[], None] | None = None,
+    ) -> None:
+        """Append `n` records: `blank`, but for the columns. What is to be done `meanwhile` is done when this returns.
+
+        Most of the time goes into the system's copying, which takes one write to a file at a time; so with many records
+        a second thread builds the next ones, and writes them in turn.
+        """
         table.reserve(n)
         piece = min(n, max(1, _PIECE // blank.itemsize))
-        new = np.repeat(blank, piece)
-        if n == piece:  # as most are
-            table.file.fill(new, columns)
-            table.append(new)
-            return
-        for start in range(0, n, piece):
-            part = new[: n - start]
-            table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
-            table.append(part)
+        starts = iter(range(0, n, piece))
+
+        def work() -> None:
+            new = np.repeat(blank, piece)
+            for start in starts:
+                part = new[: n - start]
+                table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
+                table.file.append(table.count + start, part)
+
+        with helped(work if n >= _WORTH_A_THREAD * piece else None):
+            if meanwhile is not None:
+                meanwhile()
+            work()
+        table.count += n
 
     def write_nodes(self, rows: Rows, columns: Columns) -> None:
         self.pending_nodes.write(rows, columns)
@@ -351,8 +419,8 @@ class MemmapTables(WritableTables):
         n, first = len(sources), self.state.edges
         pointers, rows, heads = linked(sources, first, lambda rows: self.nodes.gather("head_edge_idx", rows))
         new = {
-            "source_id": self._ids_of(sources),
-            "target_id": self._ids_of(columns["target_row"]),
+            "source_id": self._ids.gather("id", sources),
+            "target_id": self._ids.gather("id", columns["target_row"]),
             "weight": columns["weight"],
             "confidence": columns["confidence"],
             "next_edge_idx": pointers,
@@ -360,20 +428,6 @@ class MemmapTables(WritableTables):
         self._append(self.pending_edges, _NEW_EDGE, n, new)
         self.pending_nodes.write(rows, {"head_edge_idx": heads})
         self.state = self.state.grown(edges=n)
-
-    def _ids_of(self, rows: Rows) -> Ids:
-        """The ids of rows; out of memory where they were read before, rather than from as many pages of the file."""
-        if len(rows) < _MANY:
-            return self.nodes.gather("id", rows)
-        seen, committed = self.files.seen_ids(), self.files.nodes.count
-        out = seen[np.minimum(rows, len(seen) - 1)]
-        unread = np.flatnonzero((out == 0) | (rows >= committed))
-        if len(unread):
-            where = rows[unread]
-            out[unread] = found = self.nodes.gather("id", where)
-            stays = where < committed  # others may be rolled back, and their rows given to other nodes
-            seen[where[stays]] = found[stays]
-        return out
 
     def write_edges(self, refs: Refs, columns: Columns) -> None:
         self.pending_edges.write(refs, columns)

@@ -41,6 +41,7 @@ from aesg.backends.memmap.directory import (
 )
 from aesg.backends.memmap.format import EDGES, NODES
 from aesg.backends.memmap.handle import MemmapStore
+from aesg.backends.memmap.helpers import helped
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import check_sample
@@ -138,11 +139,13 @@ class MemmapWriter(MemmapStore):
             parts += self._durable_tails(tables)
         generation = self._opened.generation + 1
         head = redo.encode_state(tables.state, redo.count_operations(parts))
+        touches = [*nodes.touches(), *edges.touches()] if self._sync else []
         happened = False
         try:
             with commit_lock(self._opened.files.nodes.fd, exclusive=True):
-                self._journal.append(generation, [head, *parts])
-                happened = True
+                with helped(*touches):
+                    self._journal.append(generation, [head, *parts])
+                    happened = True
                 nodes.apply()
                 edges.apply()
                 self._journal.mark_applied(generation)
@@ -195,8 +198,7 @@ class MemmapWriter(MemmapStore):
                     table.file.clear_tail()
             if files.events.bytes() > self._opened.state.events * EVENT_DTYPE.itemsize:
                 files.events.truncate(self._opened.state.events)
-            if files.ids is not None:
-                files.ids.roll_back(files.nodes.count)
+            files.forget_tail()
 
     # Checkpoints
 
