@@ -207,10 +207,22 @@ class NodeStore(Protocol):
             Field → array of at most `chunk_rows` rows.
         """
 
-    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
+    def transform(
+        self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str], returns: Sequence[str] = ()
+    ) -> Columns:
         """Update whole columns: `fn` maps the columns `reads` to the columns `writes`, chunk by chunk.
 
         The backend decides on chunks and order; `fn` must not depend on them.
+
+        Args:
+            fn: See `ColumnFn`.
+            reads: Names of fields; "row" is each row's number.
+            writes: Names of writable fields; none makes it a reduction.
+            returns: Names of further arrays that `fn` gives, of any dtype and length: not for the store, but for the
+                caller.
+
+        Returns:
+            The arrays `returns`, each that of all chunks one after another, in order of row.
         """
 
     def rows_of(self, ids: npt.ArrayLike) -> Rows:
@@ -287,8 +299,10 @@ class EdgeStore(Protocol):
     def scan(self, fields: Sequence[str] | None = None, chunk_edges: int | None = None) -> Iterator[Columns]:
         """Walk all edges that were not removed, in order of ref; each chunk also has the column "ref"."""
 
-    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
-        """Update whole columns, as `NodeStore.transform`."""
+    def transform(
+        self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str], returns: Sequence[str] = ()
+    ) -> Columns:
+        """Update whole columns, as `NodeStore.transform`; "ref" is each edge's number. `fn` never sees removed edges."""
 
 
 class EventLog(Protocol):

@@ -152,8 +152,8 @@ def test_it_works_in_a_transaction_on_the_protocol_alone_without_a_call_per_node
 
 
 def test_what_is_shipped_to_the_data_can_be_pickled() -> None:
-    aged = partial(consolidation._aged, decay=0.95, least_relevance=0.05, least_uses=5)
-    columns = build(2).nodes.read([0, 1])
+    aged = partial(consolidation._aged, decay=0.95, least_relevance=0.05, least_uses=5, returns=["active", "pruned"])
+    columns = {**build(2).nodes.read([0, 1]), "row": np.arange(2)}
     assert pickle.loads(pickle.dumps(aged))(columns)["age"].tolist() == [1, 1]
 
 

@@ -20,6 +20,8 @@ from aesg.records import JSON, Adjacency, Columns, NodeBatch, Refs, Rows
 
 CHUNK_BYTES: Final = 1 << 20
 """A chunk of a scan or a transform: fits a core's L2 cache, so that a second column costs no memory trip."""
+_SEEDING: Final = frozenset({"vector", "is_active"})
+"""Fields on which it depends which nodes are near to a query."""
 
 
 class View(Protocol):
@@ -35,10 +37,16 @@ class View(Protocol):
 
 
 class Nodes:
-    """`NodeStore` over a view."""
+    """`NodeStore` over a view.
+
+    Attributes:
+        reseeded: Whether `vector` or `is_active` of rows was overwritten through here. An index that follows the
+            appends and commits of a transaction does not see that.
+    """
 
     def __init__(self, view: View) -> None:
         self._view = view
+        self.reseeded = False
 
     def __len__(self) -> int:
         with self._view.reading() as tables:
@@ -62,6 +70,7 @@ class Nodes:
             where = checks.positions(rows, "row", tables.node_count, self._view.url)
             checked = checks.node_columns(columns, len(where), tables.vector_dim, self._view.url)
             if len(where) and checked:
+                self.reseeded |= not _SEEDING.isdisjoint(checked)
                 tables.write_nodes(where, checked)
 
     def scan(self, fields: Sequence[str] | None = None, chunk_rows: int | None = None) -> Iterator[Columns]:
@@ -75,18 +84,26 @@ class Nodes:
                 columns = tables.node_chunk(start, stop, names)
             yield columns
 
-    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
+    def transform(
+        self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str], returns: Sequence[str] = ()
+    ) -> Columns:
+        wants_row, reads = "row" in reads, [name for name in reads if name != "row"]
         names = checks.field_names(reads, records.NODE_FIELDS, "node", self._view.url)
         writes = checks.field_names(
             writes, dict.fromkeys(sorted(records.NODE_WRITABLE)), "writable node", self._view.url
         )
+        returned = _Returned(returns, writes, self._view.url)
         with self._view.writing(in_steps=True) as tables:
             size = _chunk_size(None, tables.node_bytes(list({*names, *writes})), self._view.url)
-            for start, stop in _chunks(tables.node_count, size):
-                out = _apply(fn, tables.node_chunk(start, stop, names), writes, self._view.url)
+            for start, stop in returned.chunks(tables.node_count, size):
+                given = tables.node_chunk(start, stop, names)
+                if wants_row:
+                    given["row"] = np.arange(start, stop, dtype=np.int64)
+                out = returned.apply(fn, given, writes)
                 columns = checks.node_columns(out, stop - start, tables.vector_dim, self._view.url)
-                if columns:
+                if columns and stop:
                     tables.put_node_chunk(start, columns)
+        return returned.arrays()
 
     def rows_of(self, ids: npt.ArrayLike) -> Rows:
         array = checks.as_array(ids, "ids", self._view.url)
@@ -133,7 +150,9 @@ class Edges:
 
     def out_edges(self, rows: npt.ArrayLike, limit: int | None = None) -> Adjacency:
         if limit is not None and (not hasattr(limit, "__index__") or limit < 1):
-            raise InvalidInputError(f"{self._view.url}: a limit of edges is a whole number of at least 1, not {limit!r}")
+            raise InvalidInputError(
+                f"{self._view.url}: a limit of edges is a whole number of at least 1, not {limit!r}"
+            )
         with self._view.reading() as tables:
             found = tables.out_edges(checks.positions(rows, "row", tables.node_count, self._view.url), limit)
         return found if limit is None else found.newest(limit)
@@ -178,28 +197,35 @@ class Edges:
             if len(columns["ref"]):
                 yield columns
 
-    def transform(self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str]) -> None:
+    def transform(
+        self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str], returns: Sequence[str] = ()
+    ) -> Columns:
+        wants_ref, reads = "ref" in reads, [name for name in reads if name != "ref"]
         names = checks.field_names(reads, records.EDGE_FIELDS, "edge", self._view.url)
         writes = checks.field_names(
             writes, dict.fromkeys(sorted(records.EDGE_WRITABLE)), "writable edge", self._view.url
         )
+        returned = _Returned(returns, writes, self._view.url)
         with self._view.writing(in_steps=True) as tables:
             size = _chunk_size(None, tables.edge_bytes(list({*names, *writes})), self._view.url)
-            for start, stop in _chunks(tables.edge_slots, size):
+            for start, stop in returned.chunks(tables.edge_slots, size):
                 given = tables.edge_chunk(start, stop, names)
                 live = None
+                if wants_ref:
+                    given["ref"] = np.arange(start, stop, dtype=np.int64)
                 if tables.removed_edges:  # `fn` never sees those: whatever they hold, it need not make sense of it
                     live = np.flatnonzero(~tables.removed(np.arange(start, stop, dtype=np.int64)))
                     given = {name: values[live] for name, values in given.items()}
                 count = stop - start if live is None else len(live)
-                out = checks.edge_columns(_apply(fn, given, writes, self._view.url), count, self._view.url)
+                out = checks.edge_columns(returned.apply(fn, given, writes), count, self._view.url)
                 if live is not None:
                     spread = tables.edge_chunk(start, stop, tuple(out))
                     for name, values in out.items():
                         spread[name][live] = values
                     out = spread
-                if out:
+                if out and stop:
                     tables.put_edge_chunk(start, out)
+        return returned.arrays()
 
     def _present(self, refs: npt.ArrayLike, tables: Tables) -> Refs:
         where = checks.positions(refs, "edge", tables.edge_slots, self._view.url)
@@ -290,12 +316,33 @@ def _check_scanned(stop: int, count: int, url: str) -> None:
         raise ConflictError(f"{url}: the store was compacted during the scan; begin it anew")
 
 
-def _apply(fn: ColumnFn, columns: Columns, writes: Sequence[str], url: str) -> Columns:
-    out = fn(columns)
-    if not isinstance(out, Mapping) or set(out) != set(writes):
-        returned = sorted(map(str, out)) if isinstance(out, Mapping) else type(out).__name__
-        raise InvalidInputError(f"{url}: transform: fn returned {returned}, not {sorted(writes)} as announced")
-    return out
+class _Returned:
+    """What a transform's function gives for the caller, chunk by chunk."""
+
+    def __init__(self, names: Sequence[str], writes: Sequence[str], url: str) -> None:
+        if isinstance(names, str) or set(names) & set(writes):
+            raise InvalidInputError(f"{url}: transform: returns must be a list of names that are not written: {names}")
+        self._parts: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in names}
+        self._url = url
+
+    def chunks(self, count: int, size: int) -> Iterator[tuple[int, int]]:
+        """Where to apply it. What an empty store returns has its dtype from one empty chunk."""
+        return _chunks(count, size) if count or not self._parts else iter([(0, 0)])
+
+    def apply(self, fn: ColumnFn, given: Columns, writes: Sequence[str]) -> Columns:
+        """What `fn` gives for the store; what it gives for the caller is kept."""
+        out = fn(given)
+        if not isinstance(out, Mapping) or set(out) != {*writes, *self._parts}:
+            returned = sorted(map(str, out)) if isinstance(out, Mapping) else type(out).__name__
+            announced = sorted({*writes, *self._parts})
+            raise InvalidInputError(f"{self._url}: transform: fn returned {returned}, not {announced} as announced")
+        for name, parts in self._parts.items():
+            parts.append(np.atleast_1d(checks.as_array(out[name], name, self._url)))
+        return out if not self._parts else {name: out[name] for name in writes}
+
+    def arrays(self) -> Columns:
+        """All of it."""
+        return {name: np.concatenate(parts) for name, parts in self._parts.items()}
 
 
 def _chunk_size(given: int | None, item_bytes: int, url: str) -> int:

@@ -133,6 +133,27 @@ class EdgeClauses(ClauseGroup):
         assert store.verify() == []
         check_within(store)
 
+    @clause("edges.transform.returns")
+    def test_transform_returns_what_it_found(self, store: GraphStore) -> None:
+        """What else the function gives comes back to the caller, by ref, without removed edges."""
+        store.edges.remove([3, 8])
+
+        def weak(columns: Columns) -> Columns:
+            return {"weak": columns["ref"][columns["weight"] < 0.45], "weight": columns["weight"] * 2}
+
+        found = store.edges.transform(weak, ["ref", "weight"], ["weight"], ["weak"])
+        assert found["weak"].tolist() == [0, 1, 2]
+        assert store.edges.read([0, 1, 9], ["weight"])["weight"].tolist() == pytest.approx([0.2, 0.4, 2])
+        store.edges.remove(found["weak"])
+        assert store.edges.transform(lambda c: {"all": c["ref"]}, ["ref"], [], ["all"])["all"].tolist() == [
+            4,
+            5,
+            6,
+            7,
+            9,
+        ]
+        check_within(store)
+
 
 class LogClauses(ClauseGroup):
     """What the `EventLog` and the attributes promise."""

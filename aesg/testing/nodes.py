@@ -205,6 +205,32 @@ class NodeClauses(ClauseGroup):
         assert_same(contents(empty), unchanged)
         assert empty.generation == generation
 
+    @clause("nodes.transform.returns")
+    @pytest.mark.parametrize("rows", [0, 12, 3000])
+    def test_transform_returns_what_it_found(self, empty: GraphStore, rows: int) -> None:
+        """What else the function gives comes back to the caller, in order of row; without writes nothing changes."""
+        if rows:
+            with empty.transaction() as graph:
+                fill(graph, rows)
+        before = contents(empty)
+
+        def even(columns: Columns) -> Columns:
+            return {"even": columns["row"][columns["row"] % 2 == 0], "ids": columns["id"]}
+
+        found = empty.nodes.transform(even, ["row", "id"], [], ["even", "ids"])
+        assert found["even"].tolist() == list(range(0, rows, 2))
+        assert found["even"].dtype == np.int64
+        assert found["ids"].tolist() == empty.nodes.read(np.arange(rows), ["id"])["id"].tolist()
+        assert_same(contents(empty), before)
+
+        def older(columns: Columns) -> Columns:
+            return {"age": columns["age"] + 1, "oldest": np.array([columns["age"].max(initial=0)])}
+
+        ages = empty.nodes.read(np.arange(rows), ["age"])["age"]
+        found = empty.nodes.transform(older, ["age"], ["age"], ["oldest"])
+        assert found["oldest"].max() == ages.max(initial=0)
+        assert np.array_equal(empty.nodes.read(np.arange(rows), ["age"])["age"], ages + 1)
+
     @clause("nodes.transform.sign-of-zero")
     def test_transform_keeps_the_sign_of_zero(self, empty: GraphStore) -> None:
         """Numbers come back to the bit: the sign of zero too."""
