@@ -25,6 +25,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any, Final
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `python -m benchmarks.stores`
+
 import install
 import numpy as np
 from footprint import Watch
@@ -34,6 +36,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from stores_limits import edge_bytes, node_bytes
 from stores_paths import CASES, Case, Row
+from stores_raw import LIBRARIES as RAW
 from stores_turns import alternate
 from worker import Worker
 
@@ -275,7 +278,13 @@ def show(bench: Bench, where: dict[str, Any]) -> None:
     table = Table(title="Speed beside the limit (1 is as fast)", caption=describe(where), caption_justify="left")
     for heading in ("path", "backend"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("median, mean, p99", "limit’s", "ratio (p10 to p90)", "by means", "reach / accept"):
+    for heading in (
+        "median, mean, p99",
+        "limit’s",
+        "ratio (p10 to p90)",
+        "by means",
+        "reach / accept",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for case in CASES:
@@ -286,12 +295,26 @@ def show(bench: Bench, where: dict[str, Any]) -> None:
     out.print(table)
     if any("built" in found for found in bench.footprints.values()):
         out.print(footprints(bench))
-    for line in unsteady(bench.rows):
+    for line in (*beside_libraries(bench.rows), *unsteady(bench.rows)):
         out.print(line, soft_wrap=True)
     failed = {f"{row.scheme}: {row.problem}" for row in bench.rows if row.problem}
     failed |= {f"{scheme}: {found['problem']}" for scheme, found in bench.footprints.items() if found.get("problem")}
     for line in sorted(failed):
         out.print(f"failed: {line}", markup=False, soft_wrap=True)
+
+
+def beside_libraries(rows: list[Row]) -> list[str]:
+    """Sentences about backends beside their own libraries, which do the same transactions by themselves."""
+    found = []
+    for row in rows:
+        if row.ratio_to_raw is not None:
+            library, limit = RAW[row.scheme], median(row.limit) / median(row.raw)
+            times = f"{three(row.raw, row.case.per_second)} {row.case.unit} (median, mean, p99)"
+            found.append(
+                f"{row.case.name}: {row.scheme} is {short(row.ratio_to_raw)} times as fast as {library} by itself, "
+                f"which takes {times}: {short(limit)} of {row.case.limit}"
+            )
+    return found
 
 
 def unsteady(rows: list[Row]) -> list[str]:

@@ -110,6 +110,7 @@ class Row:
         scheme: By which backend.
         ours: Seconds, one figure a turn; empty when it failed.
         limit: Seconds of the limit in the same turns.
+        raw: Seconds that the backend's library took by itself; empty where there is none.
         durability: What the store promised meanwhile.
         notes: Seconds of what came after the turns, by name.
         goal: What is asked; None when nothing is.
@@ -120,6 +121,7 @@ class Row:
     scheme: str
     ours: list[float] = field(default_factory=list)
     limit: list[float] = field(default_factory=list)
+    raw: list[float] = field(default_factory=list)
     durability: str = ""
     notes: dict[str, float] = field(default_factory=dict)
     goal: Goal | None = None
@@ -134,6 +136,11 @@ class Row:
     def ratio_of_means(self) -> float:
         """The same by means: what a merge costs now and then is in it."""
         return fmean(self.limit) / fmean(self.ours)
+
+    @property
+    def ratio_to_raw(self) -> float | None:
+        """How fast it is, the backend's library by itself being 1; by medians."""
+        return median(self.raw) / median(self.ours) if self.raw else None
 
     @property
     def verdict(self) -> str | None:
@@ -161,11 +168,15 @@ class Row:
                 "ratio": self.ratio,
                 "ratio_of_means": self.ratio_of_means,
                 "ratio_p10_p90": self.spread,
+                "ratio_to_raw_library": self.ratio_to_raw,
                 "verdict": self.verdict,
                 "verdict_of_means": self.goal.verdict(self.ratio_of_means) if self.goal else None,
                 "seconds": {"ours": _summary(self.ours), "limit": _summary(self.limit), **self.notes},
                 "turns": {"ours": self.ours, "limit": self.limit},
             }
+            if self.raw:
+                figures["seconds"]["raw_library"] = _summary(self.raw)
+                figures["turns"]["raw_library"] = self.raw
         return figures
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import data
 import numpy as np
 import stores_limits as limits
+from stores_raw import RawLMDB, beside, keys, recorded
 from stores_turns import alternate, clock
 from worker import serve
 
@@ -69,27 +70,36 @@ def build(scheme: str, place: str, nodes: int, edges: int, dim: int) -> Answer:
     }
 
 
-def opened(scheme: str, place: str, durability: str = "", *, cache: int = 0, dim: int | None = None) -> GraphStore:
-    """Open a store.
+def address(
+    scheme: str, place: str, durability: str = "", *, cache: int = 0, more: dict[str, str] | None = None
+) -> str:
+    """The URL of a store.
 
     Args:
         scheme: Its backend.
         place: Its folder.
         durability: "lowest" or "highest" of what the backend offers on disk; "": what it gives unasked.
         cache: Bytes, where the backend has a cache; 0: what it gives unasked.
-        dim: To create it.
+        more: Further options.
     """
     backend = registry.backend(scheme)
-    options: dict[str, Any] = {"cache_bytes": cache} if cache and "cache_bytes" in backend.options else {}
+    options = dict(more or {})
+    if cache and "cache_bytes" in backend.options:
+        options["cache_bytes"] = str(cache)
     promises = backend.promises
     if durability and promises is not None:
         pick = {"lowest": min, "highest": max}[durability]
         choices = [("durability", "process_crash"), ("durability", "power_loss"), ("sync", "false"), ("sync", "true")]
         offered = [(name, value) for name, value in choices if name in backend.options]
         if offered:
-            chosen = pick(offered, key=lambda o: promises({o[0]: backend.options[o[0]].parse(o[1])}).durability)
-            options |= [chosen]
-    return aesg.open(str(StoreURL(scheme, "", place)), vector_dim=dim, **options)
+            name, value = pick(offered, key=lambda o: promises({o[0]: backend.options[o[0]].parse(o[1])}).durability)
+            options[name] = value
+    return str(StoreURL(scheme, "", place, options))
+
+
+def opened(scheme: str, place: str, durability: str = "", *, cache: int = 0, dim: int | None = None) -> GraphStore:
+    """Open a store: see `address`; `dim` to create it."""
+    return aesg.open(address(scheme, place, durability, cache=cache), vector_dim=dim)
 
 
 # --- what tasks have in common ---------------------------------------------------------------------------------------
@@ -137,9 +147,19 @@ def append(scheme: str, folder: str, nodes: int, dim: int, turns: int, budget: f
         with tempfile.TemporaryDirectory(dir=folder) as fresh:
             return clock(lambda: limits.write_file(Path(fresh, "raw"), buffer, nodes * limits.node_bytes(dim)))
 
-    with tempfile.TemporaryDirectory(dir=folder) as fresh, opened(scheme, f"{fresh}/store", dim=dim) as small:
-        small.nodes.append(NodeBatch(batch.vector[:1]))  # what is imported late is imported now
-    times = alternate(turns, budget, ours, limit)
+    def raw(turn: int) -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as fresh:
+            library = RawLMDB(Path(fresh), lowest, [])
+            seconds = clock(lambda: library.put_all(transactions))
+            library.close()
+        return seconds
+
+    with tempfile.TemporaryDirectory(dir=folder) as fresh, opened(scheme, f"{fresh}/store", "lowest", dim=dim) as store:
+        lowest = store.capabilities.durability
+        with recorded(scheme, store) as transactions:  # and what is imported late is imported now
+            for size in sizes:
+                store.nodes.append(NodeBatch(batch.vector[:size]))
+    times = alternate(turns, budget, ours, limit, raw if transactions else None)
     return {**times, "durability": durability, "notes": {"close": float(np.median(closing))}}
 
 
@@ -212,7 +232,8 @@ def commit_large(
     weight = rng.uniform(0.5, 1, edges).astype(np.float32)
     buffer = limits.noise(nodes * limits.node_bytes(dim) + edges * limits.edge_bytes())
     file = limits.DurableFile(Path(folder, f"{scheme}-appended"))
-    with opened(scheme, place, "highest") as store:
+    before_it = keys(scheme, place)
+    with opened(scheme, place, "highest") as store, recorded(scheme, store) as transactions:
 
         def transact(ends: data.Ints) -> None:
             with store.transaction() as transaction:
@@ -225,7 +246,8 @@ def commit_large(
 
         first = ours(-1)  # what is loaded or imported late is there now
         before = len(store.nodes), len(store.edges)
-        times = alternate(turns, budget, ours, lambda turn: clock(lambda: file.append(buffer)))
+        with beside(scheme, store, folder, before_it, transactions) as raw:
+            times = alternate(turns, budget, ours, lambda turn: clock(lambda: file.append(buffer)), raw)
         file.close()
         grown = (before[0] + len(times["ours"]) * nodes, before[1] + len(times["ours"]) * edges)
         agree((len(store.nodes), len(store.edges)), grown, "commit")
@@ -236,7 +258,8 @@ def commit_small(scheme: str, place: str, folder: str, dim: int, turns: int, bud
     """A node, and an edge from it to any other, in one transaction, against SQLite doing the same."""
     vectors = data.vectors(turns, dim)
     sqlite = limits.SQLite(Path(folder, f"{scheme}.sqlite"))
-    with opened(scheme, place, "highest") as store:
+    before_it = keys(scheme, place)
+    with opened(scheme, place, "highest") as store, recorded(scheme, store) as transactions:
         targets = np.random.default_rng(8).integers(0, len(store.nodes), turns)
 
         def transact(turn: int) -> None:
@@ -246,12 +269,14 @@ def commit_small(scheme: str, place: str, folder: str, dim: int, turns: int, bud
 
         first = clock(lambda: transact(0))  # what is loaded or imported late is there now
         before = len(store.nodes), len(store.edges)
-        times = alternate(
-            turns,
-            budget,
-            lambda turn: clock(lambda: transact(turn)),
-            lambda turn: clock(lambda: sqlite.commit(vectors[turn], int(targets[turn]))),
-        )
+        with beside(scheme, store, folder, before_it, transactions) as raw:
+            times = alternate(
+                turns,
+                budget,
+                lambda turn: clock(lambda: transact(turn)),
+                lambda turn: clock(lambda: sqlite.commit(vectors[turn], int(targets[turn]))),
+                raw,
+            )
         sqlite.close()
         done = len(times["ours"])
         agree((len(store.nodes), len(store.edges)), (before[0] + done, before[1] + done), "commit")

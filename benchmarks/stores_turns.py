@@ -20,7 +20,11 @@ def clock(work: Callable[[], Any]) -> float:
 
 
 def alternate(
-    turns: int, budget: float, ours: Callable[[int], float], limit: Callable[[int], float]
+    turns: int,
+    budget: float,
+    ours: Callable[[int], float],
+    limit: Callable[[int], float],
+    raw: Callable[[int], float] | None = None,
 ) -> dict[str, list[float]]:
     """Let both take turns, first one, then the other first, until all are taken or the budget of seconds is spent.
 
@@ -29,9 +33,10 @@ def alternate(
         budget: Seconds, spent on anything; `LEAST` are taken anyway.
         ours: Turn → seconds.
         limit: Turn → seconds.
+        raw: Turn → seconds of a second limit, if there is one.
     """
-    times: dict[str, list[float]] = {"ours": [], "limit": []}
-    order = [("ours", ours), ("limit", limit)]
+    order = [("ours", ours), ("limit", limit), *([("raw", raw)] if raw else [])]
+    times: dict[str, list[float]] = {name: [] for name, _ in order}
     end = time.perf_counter() + budget
     for turn in range(turns):
         if turn >= LEAST and time.perf_counter() > end:

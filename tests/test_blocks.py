@@ -1,12 +1,17 @@
 """The graph store over blocks: what the conformance suite cannot see from outside."""
 
+import json
+import os
+import threading
+import zlib
+
 import numpy as np
 import pytest
 
 import aesg
 from aesg.backends.blocks import BlockContainer, BlockStore, adjacency, layout, log
 from aesg.backends.blocks import store as block_store
-from aesg.backends.blocks.columns import BlockColumns, checksum
+from aesg.backends.blocks.columns import BlockColumns, checksum, checksums_of
 from aesg.backends.blocks.container import Column
 from aesg.backends.blocks.pending import Patches, Tail
 from aesg.errors import CapacityError, ConflictError, CorruptionError, FormatVersionError, SchemaMismatchError
@@ -273,9 +278,23 @@ def test_a_newer_format_is_told_from_damage(opened, disk):
     opened()
     head = {**disk["now"]["head"], "format": 2}
     del head["crc32"]
-    bad = {"now": {"head": block_store._sealed(head), "blocks": {}}}
+    changes = block_store._changes(head, {}, {}, {}, [])
+    bad = {"now": {"head": changes.head, "blocks": {}}}
     with pytest.raises(FormatVersionError, match="newer"):
         BlockStore("dict:", DictContainer(bad), vector_dim=None, read_only=True)
+
+
+def test_a_head_is_written_as_it_is_given_and_checked_whatever_the_order_of_its_keys():
+    attrs = {"z": {"b": 1, "a": "ä\ud800"}, "a": [1.5, None]}
+    changes = block_store._changes({"format": 1, "attrs": attrs, "checksums": {"y": [1], "x": []}}, {}, {}, {}, [])
+    written = json.loads(changes.head_as_json())
+    assert written == changes.head
+    assert list(written["attrs"]) == ["z", "a"]
+    assert list(written["attrs"]["z"]) == ["b", "a"]
+    for head in (written, changes.head, dict(sorted(written.items()))):
+        assert block_store._opened(head, "x")["attrs"] == attrs
+    with pytest.raises(CorruptionError, match="checksum"):
+        block_store._opened({**written, "attrs": {**attrs, "a": [1.5]}}, "x")
 
 
 def read_all(store):
@@ -409,13 +428,56 @@ def test_runs_are_few_and_list_the_newest_first():
         new = rng.integers(0, 20, n)
         runs = adjacency.appended(runs, new, len(sources))
         sources = np.concatenate([sources, new])
-    assert len(runs) <= 1 + np.log2(len(sources))
-    for row in range(21):
-        found = []
-        for run in reversed(runs):
-            starts, counts = run.find(np.array([row]))
-            found += run.refs[starts[0] : starts[0] + counts[0]].tolist()
-        assert found == np.flatnonzero(sources == row)[::-1].tolist()
+        assert len(runs) <= 64
+    few = adjacency.fewer(runs)
+    assert len(few) <= 1 + np.log2(len(sources)) < len(runs)
+    assert adjacency.fewer(few) == few
+    for some in (runs, few):
+        for row in range(21):
+            found = []
+            for run in reversed(some):
+                starts, counts = run.find(np.array([row]))
+                found += run.refs[starts[0] : starts[0] + counts[0]].tolist()
+            assert found == np.flatnonzero(sources == row)[::-1].tolist()
+
+
+def test_runs_that_were_merged_to_be_read_stay_so(tmp_path):
+    with aesg.open(f"lmdb:{tmp_path}/s", vector_dim=2) as store:
+        store.nodes.append(NodeBatch(np.ones((3, 2), np.float32)))
+        for target in range(30):
+            store.edges.append([0], [target % 3])
+        assert len(store._state.runs) == 30
+        assert store.edges.out_edges([0]).refs.tolist() == [*range(30)][::-1]
+        few = store._state.runs
+        assert len(few) < 8
+        with store.transaction() as transaction:
+            for target in range(30):
+                transaction.edges.append([1], [target % 3])
+            assert transaction.edges.out_edges([0, 1]).degrees.tolist() == [30, 30]
+            assert store._state.runs is few  # the transaction's are nobody else's
+            transaction.rollback()
+        assert store.edges.out_edges([0, 1]).degrees.tolist() == [30, 0]
+
+
+def test_checksums_of_many_blocks_are_those_of_each(monkeypatch):
+    blocks = [np.full(1 << 18, number, "<u4") for number in range(9)]
+    blocks.append(np.arange(1 << 18, dtype="<u4")[::2])
+    expected = [zlib.crc32(block.tobytes()) for block in blocks]
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    started = []
+    start = threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: (started.append(thread), start(thread)))
+    assert checksums_of(blocks) == expected
+    assert len(started) == 3
+    assert not any(thread.is_alive() for thread in started)
+    assert checksums_of(blocks[:1]) == expected[:1]
+    assert len(started) == 3
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert checksums_of(blocks) == expected
 
 
 def test_patches_count_the_last_of_equal_rows_and_keep_other_fields():

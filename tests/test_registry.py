@@ -13,7 +13,7 @@ import pytest
 import aesg
 from aesg import errors
 from aesg.backends import registry
-from aesg.backends.registry import Backend, Option, choice
+from aesg.backends.registry import Backend, Option, choice, size
 from aesg.backends.url import StoreURL
 from aesg.errors import (
     AESGError,
@@ -153,7 +153,7 @@ def test_an_unknown_scheme_is_an_error_that_lists_the_known_ones():
 def test_an_unknown_option_is_an_error_that_lists_the_known_ones(tmp_path, url, options):
     with pytest.raises(InvalidInputError) as caught:
         aesg.open(url.format(tmp_path / "store"), vector_dim=3, **options)
-    assert "durability" in str(caught.value) or "Options: none" in str(caught.value)
+    assert "durability" in str(caught.value) or "Options: index" in str(caught.value)
     assert not (tmp_path / "store").exists()
 
 
@@ -399,3 +399,25 @@ def test_a_promise_made_before_opening_is_the_one_kept_after(tmp_path):
     for options in ({}, {"durability": "power_loss"}):
         with aesg.open(tmp_path / str(options), vector_dim=3, **options) as store:
             assert registry.backend("memmap").promises(options) == store.capabilities
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(5, 5), ("5", 5), ("2KiB", 2048), ("64 MiB", 64 << 20), ("1GiB", 1 << 30), ("3TiB", 3 << 40), (0, 0)],
+)
+def test_numbers_of_bytes_are_written_with_or_without_a_unit(given, expected):
+    assert size()(given) == expected
+
+
+@pytest.mark.parametrize("given", [-1, "-1", "", "MiB", "1MB", "1.5", 1.5, True, None, "1 MiB ", "1mib", "٣", [1]])
+def test_what_is_no_number_of_bytes_is_refused(given):
+    with pytest.raises(ValueError, match="a number of bytes from 0 to"):
+        size()(given)
+
+
+def test_a_number_of_bytes_may_have_limits():
+    parse = size(1 << 20, 1 << 30)
+    assert (parse("1MiB"), parse("1GiB")) == (1 << 20, 1 << 30)
+    for outside in ("1023KiB", (1 << 30) + 1):
+        with pytest.raises(ValueError, match="from 1,048,576 to 1,073,741,824"):
+            parse(outside)

@@ -453,6 +453,14 @@ class TestZip:
         group = zarr.open_group(zarr.storage.ZipStore(packed, mode="r"), mode="r")
         assert group["nodes/vector"].shape == (10, 3)
 
+    def test_it_promises_what_it_gives_and_not_what_a_folder_would(self, packed):
+        with aesg.open(packed, "r", require={"reader_view": "fixed"}):
+            pass
+        with pytest.raises(UnsupportedError, match="reader_view fixed was required"):
+            aesg.open(packed.with_suffix(""), "r", require={"reader_view": "fixed"})
+        with pytest.raises(UnsupportedError, match="durability power_loss was required"):
+            aesg.open(f"zarr://{packed}?durability=power_loss", "r", require={"durability": "power_loss"})
+
     def test_it_is_not_written_to(self, packed):
         before = packed.read_bytes()
         for place in (packed, f"zarr://{packed}"):
@@ -1014,11 +1022,24 @@ class TestFullDisk:
             with pytest.raises(StorageError):
                 store.attrs["a"] = 2
             monkeypatch.setattr(os, "replace", real)
-            with pytest.raises(ConflictError, match="begin a new transaction"):
-                store.attrs["b"] = 2
             store.attrs["b"] = 3
             assert dict(store.attrs) == {"a": 2, "b": 3}
             assert store.verify() == []
+
+    @pytest.mark.parametrize("end", ["flush", "compact", "close"])
+    def test_a_store_is_tidied_after_such_a_commit(self, url, monkeypatch, end):
+        store = aesg.open(url, vector_dim=3)
+        store.attrs["a"] = 1
+        real = os.replace
+        monkeypatch.setattr(os, "replace", lambda *args: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+        with pytest.raises(StorageError):
+            store.attrs["a"] = 2
+        monkeypatch.setattr(os, "replace", real)
+        getattr(store, end)()
+        store.close()
+        with aesg.open(url, mode="r") as again:
+            assert dict(again.attrs) == {"a": 2}
+            assert again.verify() == []
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the URL scheme, the object a `Backend`. None is imported before it is needed.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,8 +48,8 @@ class Backend:
         summary: One line for people.
         open: `(url, mode, vector_dim, options)` → the store. `vector_dim` is None when the caller gave none; opening
             an existing store then takes the store's own, creating one raises InvalidInputError.
-        promises: What a store opened with these options will promise, so that one which promises too little is refused
-            before it is created; None when only an opened store can tell.
+        promises: What a store opened with these options will promise at most when it is written to, so that one which
+            promises too little is refused before it is created; None when only an opened store can tell.
         recognises: Whether a local path holds a store of this backend; must be quick and change nothing.
         options: Name → Option.
     """
@@ -71,6 +72,31 @@ def choice(*values: str) -> Callable[[Any], str]:
 
     return parse
 
+
+_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+def size(least: int = 0, most: int = (1 << 63) - 1) -> Callable[[Any], int]:
+    """An option parser that admits numbers of bytes: 67108864, "67108864" or "64MiB"."""
+
+    def parse(value: Any) -> int:
+        match = re.fullmatch(r"([0-9]+) ?([KMGT]iB|)", value) if isinstance(value, str) else None
+        if match:
+            value = int(match[1]) * _UNITS[match[2]]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise ValueError(f"a number of bytes from {least:,} to {most:,}, e.g. 64MiB")
+        return value
+
+    return parse
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    "index": Option(
+        choice("auto", "exact", "hnsw"),
+        "how queries find their nearest nodes: auto (default; an index when the store is large), exact or hnsw",
+    )
+}
+"""Options that every store has, whatever its backend."""
 
 _registered: dict[str, Backend] = {}
 
@@ -190,10 +216,12 @@ def open(
     parsed = resolve(url)
     found = backend(parsed.scheme)
     settings = _options(found, parsed, options)
-    if found.promises is not None:
+    common = {name: settings.pop(name) for name in OPTIONS if name in settings}
+    if mode == "a" and found.promises is not None:
         _check_promises(found.promises(settings), require, str(parsed))
     store = found.open(parsed, mode, dim, settings)
     try:
+        _carry(store, common)
         _check_promises(store.capabilities, require, store.url)
     except BaseException:
         store.close()
@@ -212,12 +240,31 @@ def _check_promises(capabilities: Capabilities, require: Mapping[str, Any] | Non
 
 def _options(found: Backend, url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:
     parsed = {}
+    options = {**found.options, **OPTIONS}
     for name, value in {**url.options, **given}.items():
-        if name not in found.options:
-            known = "; ".join(f"{n}: {o.help}" for n, o in found.options.items()) or "none"
+        if name not in options:
+            known = "; ".join(f"{n}: {o.help}" for n, o in options.items())
             raise InvalidInputError(f"{url}: backend {found.scheme!r} has no option {name!r}. Options: {known}")
         try:
-            parsed[name] = found.options[name].parse(value)
+            parsed[name] = options[name].parse(value)
         except ValueError as error:
             raise InvalidInputError(f"{url}: option {name}={value!r}: expected {error}") from error
     return parsed
+
+
+def _carry(store: GraphStore, common: Mapping[str, str]) -> None:
+    """Have the store's URL say what is not as usual among the options that every store has."""
+    unusual = {name: value for name, value in common.items() if (name, value) != ("index", "auto")}
+    if unusual:
+        carry: Callable[[Mapping[str, str]], None] | None = getattr(store, "carry", None)
+        if carry is None:
+            raise InvalidInputError(f"{store.url}: this backend's stores do not take the option {min(unusual)!r}")
+        carry(unusual)
+
+
+def index_of(store: GraphStore) -> tuple[str, Path | None]:
+    """What index an opened store is to have, by its option; and the folder for it, None where there is no place."""
+    url = StoreURL.parse(store.url)
+    path = Path(url.path)
+    has_place = bool(url.path) and not url.authority and not store.capabilities.remote and path.exists()
+    return url.options.get("index", "auto"), path.with_name(f"{path.name}.seed-index") if has_place else None

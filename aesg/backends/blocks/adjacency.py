@@ -1,8 +1,8 @@
 """Which edges leave which rows, for edges that are not in the sorted columns yet.
 
-A run is edges sorted by source, newest first. Appending makes a new run; runs of like size are merged into one, so that
-there are never more than a few (as in a log-structured merge tree). Runs are never changed: a transaction, a snapshot
-and the store can share them.
+A run is edges sorted by source, newest first. Appending makes a new run; now and then runs of like size are merged into
+one, so that there are never more than a few (as in a log-structured merge tree). Runs are never changed: a transaction,
+a snapshot and the store can share them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from aesg.records import Refs, Rows
 
 _RATIO: Final = 2
 """A run is merged with an older one that is less than so many times as long."""
+FEW: Final = 8
+"""So many runs are read one after another; it is worth merging more before they are read."""
+_MOST: Final = 64
+"""More are merged even if nobody reads them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +69,25 @@ Runs = tuple[Run, ...]
 
 def appended(runs: Runs, sources: Rows, first_ref: int) -> Runs:
     """The runs with more edges."""
-    stack = [*runs, Run.of(sources, first_ref)]
-    while len(stack) > 1 and len(stack[-2].refs) < _RATIO * len(stack[-1].refs):
-        newer, older = stack.pop(), stack.pop()
-        stack.append(Run.of_sorted(*merged([(newer.expanded(), newer.refs), (older.expanded(), older.refs)])))
-    return tuple(stack)
+    more = (*runs, Run.of(sources, first_ref))
+    return more if len(more) <= _MOST else fewer(more)
+
+
+def fewer(runs: Runs) -> Runs:
+    """The same edges in runs each of which is at least `_RATIO` times as long as the next."""
+    groups: list[list[Run]] = []
+    sizes: list[int] = []
+    for run in runs:
+        groups.append([run])
+        sizes.append(len(run.refs))
+        while len(sizes) > 1 and sizes[-2] < _RATIO * sizes[-1]:
+            sizes[-2:] = [sizes[-2] + sizes[-1]]
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return tuple(group[0] if len(group) == 1 else _as_one(group) for group in groups)
+
+
+def _as_one(runs: Sequence[Run]) -> Run:
+    return Run.of_sorted(*merged([(run.expanded(), run.refs) for run in reversed(runs)]))
 
 
 def merged(parts: Sequence[tuple[Rows, Refs]]) -> tuple[Rows, Refs]:

@@ -8,6 +8,7 @@ writes, the adjacency, the log. So a container need not understand what it holds
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -75,6 +76,7 @@ class Changes:
             `column.rows_in(number, lengths[column])`; of the column "log" any block may have fewer. They are views of
             arrays that change later: whoever keeps them copies them.
         drops: Blocks to drop: exactly those that a column which gets shorter no longer has.
+        text: The head as JSON, where somebody had to write it already.
     """
 
     head: dict[str, JSON]
@@ -82,6 +84,11 @@ class Changes:
     lengths: Mapping[str, int]
     puts: Mapping[Key, Block]
     drops: Sequence[Key]
+    text: bytes = b""
+
+    def head_as_json(self) -> bytes:
+        """The new head, for containers that keep it as JSON."""
+        return self.text or json.dumps(self.head, separators=(",", ":")).encode()
 
 
 class BlockContainer(ABC):

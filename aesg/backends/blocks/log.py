@@ -9,10 +9,12 @@ shape, and then their bytes, each padded to 8.
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -23,6 +25,7 @@ from aesg.errors import CorruptionError
 from aesg.records import Columns
 
 _LENGTHS: Final = struct.Struct("<QI")
+_FEW: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +54,24 @@ class Log:
 
 def encode(arrays: Columns) -> npt.NDArray[np.uint8]:
     """A record of arrays by name."""
-    described = [[name, array.dtype.str, list(array.shape)] for name, array in arrays.items()]
-    head = json.dumps(described, separators=(",", ":")).encode()
-    parts: list[Any] = [head, bytes(-(_LENGTHS.size + len(head)) % 8)]
+    parts: list[Any] = [_head(tuple([(name, array.dtype, array.shape) for name, array in arrays.items()]))]
     for array in arrays.values():
-        parts += [np.ascontiguousarray(array).data, bytes(-array.nbytes % 8)]
-    length = _LENGTHS.size + sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in parts)
-    return np.frombuffer(b"".join([_LENGTHS.pack(length, len(head)), *parts]), np.uint8)
+        # To copy a few bytes once more is quicker than to look at them in place.
+        parts.append(array.tobytes() if array.nbytes < _FEW else np.ascontiguousarray(array).data)
+        if array.nbytes % 8:
+            parts.append(bytes(-array.nbytes % 8))
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+@lru_cache(maxsize=64)
+def _head(arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]) -> bytes:
+    """What comes before the bytes of the arrays; kept, for the small commits of a program are mostly of a kind."""
+    described = [[name, dtype.str, list(shape)] for name, dtype, shape in arrays]
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text_and_padding = text + bytes(-(_LENGTHS.size + len(text)) % 8)
+    sizes = [dtype.itemsize * math.prod(shape) for _, dtype, shape in arrays]
+    length = _LENGTHS.size + len(text_and_padding) + sum(size + -size % 8 for size in sizes)
+    return _LENGTHS.pack(length, len(text)) + text_and_padding
 
 
 def decode(record: npt.NDArray[np.uint8], url: str) -> Columns:

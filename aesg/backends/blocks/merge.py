@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from aesg.backends.blocks import layout
 from aesg.backends.blocks.adjacency import by_source, merged
-from aesg.backends.blocks.columns import BlockColumns, checksum
+from aesg.backends.blocks.columns import BlockColumns, checksum, checksums_of
 from aesg.backends.blocks.container import Block, Key
 from aesg.backends.blocks.layout import CHECKSUMS, LOG
 from aesg.backends.blocks.tables import EDGES, BlockTables, GraphState, Table
@@ -243,6 +243,7 @@ def _put_checksums(columns: BlockColumns, made: Merge) -> None:
     changed: dict[str, list[int]] = {}
     for name, number in made.puts:
         changed.setdefault(name, []).append(number)
+    sums_of = dict(zip(made.puts, checksums_of([*made.puts.values()]), strict=True))
     for name in made.of_checksums:
         count = columns.layout[name].blocks(made.lengths[name])
         if name not in changed and count == columns.layout[name].blocks(columns.rows(name)) and not made.checksums:
@@ -251,7 +252,7 @@ def _put_checksums(columns: BlockColumns, made: Merge) -> None:
         new = np.zeros(count, np.uint32)
         new[: min(count, len(old))] = old[:count]
         for number in changed.get(name, ()):
-            new[number] = checksum(made.puts[name, number])
+            new[number] = sums_of[name, number]
         made.checksums[name] = new
         table = columns.layout[CHECKSUMS + name]
         made.lengths[table.name] = count

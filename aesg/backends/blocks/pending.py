@@ -68,6 +68,10 @@ class Tail:
         self._columns[field][rows - self.first] = values
 
 
+_NONE: Final = np.empty(0, np.int64)
+_NO_TAIL: Final = Tail({}, 0)
+
+
 class Patches:
     """New values for some rows; a patched row has a value for every field here.
 
@@ -78,10 +82,12 @@ class Patches:
 
     def __init__(self, fields: Fields, count: int) -> None:
         self.fields = fields
+        self._count = count
         self._slots: dict[int, int] = {}
-        # Most rows that are read were not patched, and this tells most of them without asking the dictionary.
-        self._marks = np.zeros((count >> _GROUP_BITS) + 1, np.bool_)
-        self._tail = Tail({"row": (np.dtype(np.int64), None), **fields}, 0)
+        # Most rows that are read were not patched, and this tells most of them without asking the dictionary. It and
+        # the tail are made with the first patch: most transactions make none.
+        self._marks = np.empty(0, np.bool_)
+        self._tail = _NO_TAIL
         self._order: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
@@ -90,10 +96,10 @@ class Patches:
     @property
     def rows(self) -> Rows:
         """The patched rows, in the order in which they were first patched."""
-        return self._tail.view("row", 0, len(self))
+        return self._tail.view("row", 0, len(self)) if self._slots else _NONE
 
     def values(self, field: str) -> npt.NDArray[Any]:
-        """The values of a field, aligned with `rows`."""
+        """The values of a field, aligned with `rows`; only where there are patches."""
         return self._tail.view(field, 0, len(self))
 
     @property
@@ -121,11 +127,16 @@ class Patches:
 
     def set(self, rows: Rows, columns: Columns, current: Callable[[Rows, Sequence[str]], Columns]) -> None:
         """Set fields of rows (of a row given twice the last counts); `current` reads what the other fields have."""
+        if not len(rows):
+            return
         distinct = np.unique(rows)
         lacking = np.array([row for row in distinct.tolist() if row not in self._slots], np.int64)
         if len(lacking):
             others = [name for name in self.fields if name not in columns]
             given = current(lacking, others) if others else {}
+            if not self._slots:
+                self._marks = np.zeros((self._count >> _GROUP_BITS) + 1, np.bool_)
+                self._tail = Tail({"row": (np.dtype(np.int64), None), **self.fields}, 0)
             start = len(self)
             self._tail.put(start, {"row": lacking, **given}, dict.fromkeys(columns, 0))
             self._slots.update(zip(lacking.tolist(), range(start, start + len(lacking)), strict=True))
@@ -156,12 +167,10 @@ class Patches:
 
     def grow(self, count: int) -> None:
         """Admit more rows."""
+        self._count = max(self._count, count)
         groups = (count >> _GROUP_BITS) + 1
-        if groups > len(self._marks):
+        if self._slots and groups > len(self._marks):
             self._marks = np.concatenate([self._marks, np.zeros(max(groups - len(self._marks), groups), np.bool_)])
-
-
-_NONE: Final = np.empty(0, np.int64)
 
 
 def _nothing(rows: Rows, fields: Sequence[str]) -> Columns:

@@ -14,7 +14,7 @@ import uuid
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -137,7 +137,7 @@ class BlockStore(Store):
             "checksums": {name: [] for name in columns if name != LOG and not name.startswith(layout.CHECKSUMS)},
             "attrs": {},
         }
-        self._container.commit(Changes(_sealed(head), columns, dict.fromkeys(columns, 0), {}, []))
+        self._container.commit(_changes(head, columns, dict.fromkeys(columns, 0), {}, []))
 
     # --- loading -----------------------------------------------------------------------------------------------------
 
@@ -288,7 +288,7 @@ class BlockStore(Store):
             for start in range(0, len(record), LOG_BLOCK)
         }
         lengths = {**self._lengths, LOG: longer.blocks * LOG_BLOCK}
-        self._put(Changes(_sealed(head), self._layout, lengths, puts, []), head)
+        self._put(_changes(head, self._layout, lengths, puts, []), head)
         self._log, self._lengths = longer, lengths
         state = self._state
         for table in (tables.nodes, tables.edges, tables.events):
@@ -325,7 +325,7 @@ class BlockStore(Store):
             for name, column in self._layout.items()
             for number in range(column.blocks(lengths[name]), column.blocks(self._lengths[name]))
         ]
-        self._put(Changes(_sealed(head), self._layout, lengths, made.puts, drops), head)
+        self._put(_changes(head, self._layout, lengths, made.puts, drops), head)
         self._merged = (head["uuid"], head["merge"])
         self._columns.changed(made.puts, lengths, made.checksums, made.of_checksums)
         self._state = state
@@ -445,8 +445,10 @@ class BlockStore(Store):
             self._pid = os.getpid()
             self._merged = None
             self._load()
-        elif not self._read_only and self._container.version != self._version:
-            self._load()  # another writer was first, or a commit that was in doubt happened after all
+        elif not self._read_only:
+            with self._container.reading():  # first carries out a commit that was in doubt
+                if self._container.version != self._version:
+                    self._load()  # that one, or another writer's
 
 
 _stores: Final[weakref.WeakSet[BlockStore]] = weakref.WeakSet()
@@ -481,17 +483,30 @@ os.register_at_fork(before=hold_for_fork, after_in_parent=_after_fork_in_parent,
 # --- heads -----------------------------------------------------------------------------------------------------------
 
 
-def _sealed(head: dict[str, Any]) -> dict[str, JSON]:
-    """A head with its checksum."""
-    return {**head, "crc32": _crc(head)}
+_as_given: Final = json.JSONEncoder(separators=(",", ":"))
+_encoder: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True)
+"""For checksums: a container may give a head back with its keys in another order."""
 
 
-def _crc(head: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(head, sort_keys=True, separators=(",", ":")).encode())
+def _changes(
+    head: dict[str, Any],
+    columns: Mapping[str, Column],
+    lengths: Mapping[str, int],
+    puts: Mapping[Key, Block],
+    drops: Sequence[Key],
+) -> Changes:
+    """What a commit changes, the head with its checksum."""
+    # Most of the text serves twice, for the checksum and to be kept. "attrs" is the first of the sorted keys, and
+    # is kept in the order in which its own were set.
+    attrs = head["attrs"]
+    rest = _encoder.encode({name: value for name, value in head.items() if name != "attrs"})[1:]
+    crc = zlib.crc32(f'{{"attrs":{_encoder.encode(attrs)},{rest}'.encode())
+    text = f'{{"attrs":{_as_given.encode(attrs)},"crc32":{crc},{rest}'.encode()
+    return Changes({**head, "crc32": crc}, columns, lengths, puts, drops, text)
 
 
 def _opened(head: Mapping[str, Any] | None, url: str) -> dict[str, Any]:
-    """Inverse of `_sealed`.
+    """The head without its checksum.
 
     Raises:
         CorruptionError: The checksum does not match.
@@ -501,7 +516,7 @@ def _opened(head: Mapping[str, Any] | None, url: str) -> dict[str, Any]:
         raise CorruptionError(f"{url}: the head is missing; expected a JSON object")
     body = {name: value for name, value in head.items() if name != "crc32"}
     try:
-        good = head.get("crc32") == _crc(body)
+        good = head.get("crc32") == zlib.crc32(_encoder.encode(body).encode())
     except (TypeError, ValueError, RecursionError):
         good = False
     if not good:
@@ -545,8 +560,8 @@ def _changed_bytes(tables: BlockTables) -> int:
     """How large a transaction's record would be."""
     total = 0
     for table in (tables.nodes, tables.edges, tables.events):
-        row = sum(dtype.itemsize * (width or 1) for dtype, width in table.kind.fields.values())
-        total += (table.count - table.state.count) * row + sum(p.nbytes + 8 * len(p) for p in table.own)
+        total += (table.count - table.state.count) * table.kind.row_bytes
+        total += sum(p.nbytes + 8 * len(p) for p in table.own if len(p))
     return total
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from aesg.backends.files import os_errors
-from aesg.backends.registry import Backend, Mode, Option
+from aesg.backends.registry import Backend, Mode, Option, size
 from aesg.backends.url import StoreURL
 from aesg.errors import InvalidInputError, NotFoundError
 from aesg.protocols import (
@@ -27,7 +26,6 @@ DATA: Final = "data.mdb"
 OPEN_LOCK: Final = "open.lock"
 DEFAULT_MAP_SIZE: Final = 1 << 40
 """Costs nothing: the file is as long as what is in it, so that the disk is full before the map is."""
-_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
@@ -85,15 +83,6 @@ def _boolean(value: Any) -> bool:
     return bool(value == "true")
 
 
-def _size(value: Any) -> int:
-    match = re.fullmatch(r"(\d+) ?([KMGT]iB|)", value) if isinstance(value, str) else None
-    if match:
-        value = int(match[1]) * _UNITS[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 << 20 <= value < 1 << 47:
-        raise ValueError("a number of bytes, from 1MiB on, e.g. 8GiB")
-    return value
-
-
 BACKEND: Final = Backend(
     scheme="lmdb",
     summary="LMDB: full ACID, durable by default, many reading processes on snapshots of their own",
@@ -102,6 +91,8 @@ BACKEND: Final = Backend(
     recognises=recognises,
     options={
         "sync": Option(_boolean, "true (default): a commit survives power loss; false: it survives a killed process"),
-        "map_size": Option(_size, "limit of the file's size, e.g. 8GiB; default: as much as the disk holds"),
+        "map_size": Option(
+            size(1 << 20, (1 << 47) - 1), "limit of the file's size, e.g. 8GiB; default: as much as the disk holds"
+        ),
     },
 )

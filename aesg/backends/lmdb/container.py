@@ -118,7 +118,7 @@ class LmdbContainer(BlockContainer):
             if view.txn is None:
                 raise ClosedError(f"{self._url}: this view of the store has ended")
             try:
-                found = view.txn.get(_key(column.name, number))
+                found = view.txn.get(block_key(column.name, number))
             except lmdb.Error as error:
                 raise translated(error, f"reading {environment.data}") from error
             if found is None:
@@ -207,15 +207,15 @@ class LmdbContainer(BlockContainer):
         environment = self._attached()
         assert self._writer_lock is not None
         before = self._open_view()
-        head = json.dumps(changes.head, separators=(",", ":")).encode()
-        puts = sorted(((_key(*key), block) for key, block in changes.puts.items()), key=lambda put: put[0])
+        head = changes.head_as_json()
+        puts = sorted(((block_key(*key), block) for key, block in changes.puts.items()), key=lambda put: put[0])
         with environment.commit_lock:
             try:
                 with environment.handle.begin(write=True) as txn:
                     if txn.id() != before.id + 1:
                         raise ConflictError(f"{self._url}: another program has written to {self._data}; open it anew")
                     for dropped in changes.drops:
-                        if not txn.delete(_key(*dropped)):
+                        if not txn.delete(block_key(*dropped)):
                             raise CorruptionError(f"{self._data}: block {dropped[1]} of {dropped[0]} is missing")
                     for key, block in puts:
                         txn.put(key, np.ascontiguousarray(block).data)
@@ -362,5 +362,6 @@ class LmdbContainer(BlockContainer):
                 lock.release()
 
 
-def _key(name: str, number: int) -> bytes:
+def block_key(name: str, number: int) -> bytes:
+    """The key of a block."""
     return b"%b\0%b" % (name.encode(), number.to_bytes(6, "big"))

@@ -122,6 +122,7 @@ class Environment:
 
     Attributes:
         directory: Where it lies.
+        data: The store's file.
         settings: How it was opened.
         lock: Held around everything that is done with a view.
         commit_lock: Held for the length of a commit; taken before `lock`.
@@ -135,6 +136,7 @@ class Environment:
 
     def __init__(self, directory: Path, url: str, settings: Settings) -> None:
         self.directory = directory
+        self.data = directory / DATA
         self.settings = settings
         self.lock = threading.RLock()
         self.commit_lock = threading.RLock()
@@ -153,11 +155,6 @@ class Environment:
         except BaseException:
             self.close()
             raise
-
-    @property
-    def data(self) -> Path:
-        """The store's file."""
-        return self.directory / DATA
 
     @property
     def handle(self) -> lmdb.Environment:

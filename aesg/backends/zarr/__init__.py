@@ -7,13 +7,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from aesg.backends.files import os_errors
-from aesg.backends.registry import Backend, Mode, Option, choice
+from aesg.backends.registry import Backend, Mode, Option, choice, size
 from aesg.backends.url import StoreURL
 from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import (
@@ -29,7 +28,6 @@ from aesg.protocols import (
 )
 
 CACHE_BYTES: Final = 1 << 28
-_UNITS: Final = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
 def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
@@ -110,21 +108,7 @@ def _durability(options: Mapping[str, Any]) -> Durability:
     return Durability[str(options.get("durability", "process_crash")).upper()]
 
 
-def parse_bytes(value: Any) -> int:
-    """A number of bytes: 67108864, "67108864" or "64MiB".
-
-    Raises:
-        ValueError: It is something else.
-    """
-    match = re.fullmatch(r"(\d+) ?([KMGT]iB|)", value) if isinstance(value, str) else None
-    if match:
-        value = int(match[1]) * _UNITS[match[2]]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError("a number of bytes, e.g. 64MiB")
-    return value
-
-
-CACHE_OPTION: Final = Option(parse_bytes, "memory that blocks may take, e.g. 64MiB; default 256MiB")
+CACHE_OPTION: Final = Option(size(), "memory that blocks may take, e.g. 64MiB; default 256MiB")
 
 BACKEND: Final = Backend(
     scheme="zarr",

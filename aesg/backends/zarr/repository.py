@@ -205,6 +205,9 @@ class IcechunkContainer(ArrayContainer):
         """Move the view."""
         with _errors("opening", self.url):
             store = self.repository.readonly_session(snapshot_id=snapshot).store
+            found = self.repository.lookup_snapshot(snapshot).id
+        if found != snapshot:  # Icechunk takes what a file holds for what its name says
+            raise CorruptionError(f"{self.url}: the file of snapshot {snapshot} holds {found}: it is another one's")
         self._store = store
         self._rows.clear()
         self._load_root()
