@@ -162,8 +162,14 @@ class Adjacency:
         kept = ranges(self.indptr[:-1], counts)
         indptr = np.zeros(len(counts) + 1, np.int64)
         np.cumsum(counts, out=indptr[1:])
-        columns = (self.refs, self.target_rows, self.weight, self.confidence, self.use_count)
-        return Adjacency(indptr, *(column[kept] for column in columns))
+        return Adjacency(
+            indptr,
+            self.refs[kept],
+            self.target_rows[kept],
+            self.weight[kept],
+            self.confidence[kept],
+            self.use_count[kept],
+        )
 
 
 def events(
