@@ -134,7 +134,7 @@ class EdgeClauses(ClauseGroup):
         check_within(store)
 
     @clause("edges.transform.returns")
-    def test_transform_returns_what_it_found(self, store: GraphStore) -> None:
+    def test_transform_of_edges_returns_what_it_found(self, store: GraphStore) -> None:
         """What else the function gives comes back to the caller, by ref, without removed edges."""
         store.edges.remove([3, 8])
 
