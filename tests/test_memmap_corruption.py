@@ -621,6 +621,19 @@ def test_a_journal_that_was_cut_anywhere(specimens, tmp_path, examine, condition
                 assert "journal.redo" in found["message"]
 
 
+@pytest.mark.parametrize("condition", ["killed", "killed, power_loss"])
+@pytest.mark.parametrize("name", ["nodes.aesg", "edges.aesg", "evolution.aesglog"])
+def test_what_was_cut_off_a_file_is_not_made_up_by_the_journal(specimens, tmp_path, examine, condition, name):
+    """An entry holds what its commit appended: written past the end of a shorter file, it would leave a gap."""
+    for mode in ("r", "a"):
+        for length in (0, 100):
+            left = specimens.copy(condition, tmp_path / "store")
+            os.truncate(left / name, length)
+            found = examine(left, mode)
+            assert found.get("error") == "CorruptionError", found
+            assert name in found["message"]
+
+
 def test_a_journal_that_had_only_begun(specimens, tmp_path, examine):
     """Killed between making the file and its first entry: nothing is lost, and a reader does not wait."""
     left = specimens.copy("closed", tmp_path / "store")

@@ -14,7 +14,8 @@ from aesg.backends.ids import IdIndex
 from aesg.backends.memmap import kernels
 from aesg.backends.memmap.format import EDGE_DTYPE, node_dtype
 from aesg.backends.memmap.kernels import NO_OVERLAY, Loops, Source
-from aesg.errors import CorruptionError
+from aesg.errors import CorruptionError, DuplicateIdError
+from aesg.records import NodeBatch
 from aesg.testing.graphs import batch
 
 DIM = 3
@@ -237,6 +238,74 @@ def test_rows_that_were_taken_back_are_not_found_and_those_in_their_place_are(tm
         assert (store.nodes.rows_of(np.arange(first, first + 200)) == -1).all()
     store.compact()
     assert store.nodes.rows_of([109, 100, 1000]).tolist() == [9, 0, -1]
+
+
+def test_ids_are_found_before_and_after_large_appends_are_rolled_back(tmp_path, open_store, loops):
+    """Those of many nodes are taken in while the nodes are written."""
+    store = open_store(tmp_path / "store", vector_dim=DIM)
+    for first in (100, 50_000, 150_000):
+        transaction = store.transaction()
+        transaction.nodes.append(batch(30_000, first + 1, dim=DIM))
+        transaction.nodes.append(batch(500, first + 40_000, dim=DIM))
+        assert transaction.nodes.rows_of([first + 1, first + 30_000, first + 40_499])[[0, 1, 2]].tolist() == [
+            len(store.nodes),
+            len(store.nodes) + 29_999,
+            len(store.nodes) + 30_499,
+        ]
+        transaction.rollback()
+        store.nodes.append(batch(30_000, first, dim=DIM))
+        found = store.nodes.rows_of([first, first + 29_999, first + 30_000, first + 40_000])
+        assert found.tolist() == [len(store.nodes) - 30_000, len(store.nodes) - 1, -1, -1]
+        with pytest.raises(DuplicateIdError):
+            store.nodes.append(batch(300, first + 29_999, dim=DIM))
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 129])
+@pytest.mark.parametrize("count", [0, 1, 16, 17, 1000])
+def test_vectors_are_gathered_as_by_numpy(tmp_path, open_store, compiled, monkeypatch, dim, count):
+    store = open_store(tmp_path / "store", vector_dim=dim)
+    vectors = np.random.default_rng(dim).random((700, dim), np.float32)
+    store.nodes.append(NodeBatch(vectors))
+    rows = np.random.default_rng(count).integers(0, 700, count)
+    rows.flags.writeable = False
+    for loops in (Loops(FOREVER), compiled):
+        monkeypatch.setattr("aesg.backends.memmap.table.LOOPS", loops)
+        assert (loops.gatherer(1) is not None) == (loops is compiled)
+        found = store.nodes.read(rows, ["vector"])["vector"]
+        assert found.dtype == np.float32
+        assert np.array_equal(found, vectors[rows])
+        found += 1  # the caller's own
+        with store.transaction() as transaction:
+            transaction.nodes.write([3], vector=np.zeros(dim))
+            assert not transaction.nodes.read([3], ["vector"])["vector"].any()
+            assert np.array_equal(transaction.nodes.read([4, 3, 5], ["vector"])["vector"][::2], vectors[[4, 5]])
+            transaction.rollback()
+
+
+@pytest.mark.parametrize("row", [-1, 5, 1 << 40])
+def test_no_vector_is_gathered_from_outside_the_file(compiled, row):
+    gather = compiled.gatherer(1)
+    file = np.arange(5 * 24, dtype=np.uint8)
+    assert gather(file, np.array([4]), 24, 8, 16).tolist() == list(range(104, 120))
+    with pytest.raises(IndexError):
+        gather(file, np.array([0, row]), 24, 8, 16)
+
+
+def test_the_gather_is_compiled_when_many_vectors_have_been_gathered():
+    loops = Loops(2)
+    assert [loops.gatherer(16) is not None for _ in range(3)] == [False, False, True]
+
+
+def test_without_the_compiled_gather_numpy_gathers(monkeypatch):
+    monkeypatch.setitem(sys.modules, "aesg.backends.memmap.gathering", None)
+    monkeypatch.delattr("aesg.backends.memmap.gathering", raising=False)
+    loops = Loops(0)
+    with pytest.warns(RuntimeWarning, match="gathered slowly"):
+        assert loops.gatherer(1) is None
+    assert loops.find is not None
 
 
 # --- from one form to the other --------------------------------------------------------------------------------------

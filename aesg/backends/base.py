@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
 from aesg.backends.parts import Attrs, Edges, Events, Nodes
 from aesg.backends.tables import Tables, WritableTables
+from aesg.backends.url import StoreURL
 from aesg.errors import (
     ClosedError,
     DuplicateIdError,
@@ -246,6 +248,11 @@ class Store(_GraphView):
     @property
     def url(self) -> str:
         return self._url
+
+    def carry(self, options: Mapping[str, str]) -> None:
+        """Have the URL show options that are not the backend's own."""
+        url = StoreURL.parse(self._url)
+        self._url = str(replace(url, options={**url.options, **options}))
 
     @property
     def read_only(self) -> bool:

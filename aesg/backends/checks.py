@@ -52,7 +52,7 @@ def positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDAr
 def is_finite(array: npt.NDArray[Any]) -> bool:
     """Whether all numbers are finite."""
     if array.size <= _PIECE:
-        return bool(np.isfinite(array).all())
+        return bool(np.logical_and.reduce(np.isfinite(array), axis=None))
     flat = array.reshape(-1)
     return all(np.isfinite(flat[start : start + _PIECE]).all() for start in range(0, len(flat), _PIECE))
 
@@ -61,7 +61,7 @@ def column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: s
     """`given` as a finite [n] array of the field's dtype; a scalar is broadcast."""
     plain: Any = given
     if type(plain) is float and dtype.kind == "f" and abs(plain) <= _MOST:  # what is left out when edges are appended
-        return np.full(n, plain, dtype)
+        return _filled(n, plain, dtype)
     array = as_array(given, name, url)
     if array.dtype.kind == "b" or not array.size:  # of an empty list NumPy makes floats
         array = array.astype(np.uint8)
@@ -79,6 +79,13 @@ def column(name: str, given: npt.ArrayLike, n: int, dtype: np.dtype[Any], url: s
     if dtype.kind == "f" and not is_finite(array):
         raise InvalidInputError(f"{url}: {name} must be finite (float32)")
     return array if array.ndim else np.full(n, array)
+
+
+def _filled(n: int, value: float, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """What `np.full` makes, in a third of the time where `n` is small."""
+    array = np.empty(n, dtype)
+    array.fill(value)
+    return array
 
 
 def vectors(given: npt.ArrayLike, n: int | None, dim: int, url: str) -> records.Vectors:
@@ -156,7 +163,7 @@ def complete_batch(batch: NodeBatch, tables: Tables, url: str) -> Columns:
     if "created_at" in batch.columns:
         born = column("created_at", batch.columns["created_at"], n, records.NODE_FIELDS["created_at"], url)
     else:
-        born = np.full(n, records.now(), np.uint64)
+        born = _filled(n, records.now(), np.dtype(np.uint64))
     columns["created_at"] = born
     columns.setdefault("modified_at", born)
     if batch.id is None:
@@ -173,7 +180,7 @@ def complete_batch(batch: NodeBatch, tables: Tables, url: str) -> Columns:
         if len(twice):
             raise DuplicateIdError(f"{url}: id {int(twice[0])} is twice in the batch")
     present = tables.rows_of(ids)
-    if n and int(present.max()) >= 0:
+    if n and int(present[0] if n == 1 else present.max()) >= 0:
         first = int(np.flatnonzero(present >= 0)[0])
         raise DuplicateIdError(f"{url}: id {int(ids[first])} (number {first} of the batch) is in the store already")
     return columns

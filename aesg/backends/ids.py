@@ -81,23 +81,35 @@ class IdIndex:
             raise CapacityError(f"the id index holds at most {_MAX_ROWS} rows")
         new = count - self.rows
         if 2 * (self._used + new) > len(self._table):
-            self._grow(nodes, count)
-            return
+            self._grow(count)
         while self.rows < count:
             stop = min(count, self.rows + _BLOCK)
             self._insert(nodes.chunk("id", self.rows, stop), self.rows)
             self.rows = stop
 
+    def add(self, ids: Ids, nodes: Nodes) -> None:
+        """Take in the rows that come next, before anybody can read them from `nodes`, which ends where they begin."""
+        self.catch_up(nodes)
+        count = self.rows + len(ids)
+        if count > _MAX_ROWS:
+            raise CapacityError(f"the id index holds at most {_MAX_ROWS} rows")
+        if 2 * (self._used + len(ids)) > len(self._table):
+            self._grow(count)
+            self.catch_up(nodes)
+        for start in range(0, len(ids), _BLOCK):
+            self._insert(ids[start : start + _BLOCK], self.rows + start)
+        self.rows = count
+
     def roll_back(self, count: int) -> None:
         """Rows from `count` on were not committed: others will come in their place, and have to be taken in."""
         self.rows = min(self.rows, count)
 
-    def _grow(self, nodes: Nodes, count: int) -> None:
+    def _grow(self, count: int) -> None:
+        """Make the table anew, empty, with room for so many rows."""
         bits = max(_MIN_BITS, (3 * count).bit_length())
         self._table = np.zeros(1 << bits, np.uint32)
         self._used = self.rows = 0
         self._set_shift()
-        self.catch_up(nodes)
 
     def _insert(self, ids: Ids, first: int) -> None:
         n = len(ids)

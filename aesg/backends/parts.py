@@ -94,6 +94,7 @@ class Nodes:
         )
         returned = _Returned(returns, writes, self._view.url)
         with self._view.writing(in_steps=True) as tables:
+            self.reseeded |= not _SEEDING.isdisjoint(writes)
             size = _chunk_size(None, tables.node_bytes(list({*names, *writes})), self._view.url)
             for start, stop in returned.chunks(tables.node_count, size):
                 given = tables.node_chunk(start, stop, names)

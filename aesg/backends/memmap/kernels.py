@@ -176,10 +176,13 @@ class Loops:
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]] | None:
-    """`_walk`, `_find` and the gather; None where numba has been told not to compile, or cannot be imported."""
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any] | None] | None:
+    """`_walk`, `_find` and, if it can be had, the gather.
+
+    None where numba has been told not to compile, or cannot be imported.
+    """
     try:
-        from numba import config, extending, types
+        from numba import extending, types
     except Exception as error:  # ImportError, and whatever a numba says to a NumPy that is newer than it knows
         warnings.warn(f"numba cannot be imported, edges are walked slowly: {error}", RuntimeWarning, stacklevel=4)
         return None
@@ -191,15 +194,17 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
     overlay = [i8, u4, i8]
     walk = [i8, u8, i8, *overlay, u8, u8, f4, f4, u4, i8, *overlay]
     extending.register_jitable(_grown)
-    if config.DISABLE_JIT:
+    compiled = _njit(_walk, (*map(column, walk), i8, i8, i8, i8))
+    if compiled is _walk:  # NUMBA_DISABLE_JIT gives back what it was given
         return None
-    from aesg.backends.memmap import gathering
+    find = _njit(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8))
+    try:
+        from aesg.backends.memmap import gathering
 
-    return (
-        _njit(_walk, (*map(column, walk), i8, i8, i8, i8)),
-        _njit(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8)),
-        _njit(gathering.gather, gathering.SIGNATURE),
-    )
+        return compiled, find, _njit(gathering.gather, gathering.SIGNATURE)
+    except Exception as error:  # it is made of parts of numba that another version may not have
+        warnings.warn(f"vectors are gathered slowly with this numba: {error}", RuntimeWarning, stacklevel=4)
+        return compiled, find, None
 
 
 def _njit(function: Callable[..., Any], signature: Sequence[Any]) -> Callable[..., Any]:

@@ -30,11 +30,12 @@ from aesg.backends.memmap.format import EDGES, EVENTS, NODES
 from aesg.backends.memmap.table import PendingRecords
 from aesg.backends.memmap.tables import State
 from aesg.errors import CorruptionError
-from aesg.records import EVENT_DTYPE
+from aesg.records import EVENT_DTYPE, JSON
 
 _STATE: Final = struct.Struct("<QQQQIII")
 _COUNTS: Final = struct.Struct("<6Q")
 _compact: Final = json.JSONEncoder(separators=(",", ":")).encode
+_last_encoded: tuple[dict[str, JSON], bytes] = ({}, b"{}")
 _OPERATION: Final = struct.Struct("<BBxxIQQ")
 STATE_HEAD: Final = 1 << 14
 """Bytes of an entry that hold the state, unless the attributes are unusually many."""
@@ -48,9 +49,18 @@ COMPACTED: Final = ".compacted"
 
 def encode_state(state: State, operations: int = 0) -> bytes:
     """The head of an entry."""
-    attrs = _compact(state.attrs).encode()
+    attrs = _encoded(state.attrs)
     numbers = (state.nodes, state.edges, state.removed, state.events, len(attrs), operations)
     return _STATE.pack(*numbers, _checksum(numbers, attrs)) + attrs
+
+
+def _encoded(attrs: dict[str, JSON]) -> bytes:
+    """Attributes as JSON; hardly any commit changes them, and none changes the dict."""
+    global _last_encoded
+    last = _last_encoded  # another thread may be here with another store's
+    if last[0] is not attrs:
+        _last_encoded = last = attrs, _compact(attrs).encode()
+    return last[1]
 
 
 def decode_state(payload: bytes) -> State:

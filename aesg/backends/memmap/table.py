@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,9 +24,9 @@ Array = npt.NDArray[Any]
 
 _FEW: Final = 256
 """So few changed rows are always kept as cells."""
-_WORTH_TOUCHING: Final = 2048
-"""Cells from which on threads are begun for their pages."""
-_WRITE: Final = int(os.environ.get("WW", 1 << 16))
+_WRITE: Final = 1 << 19
+"""Bytes of one write. The page cache keeps together what one write brings, up to megabytes; and the first store into a
+page since it was written to the disk costs the more, the more is kept together with it."""
 _ROW_BYTES: Final = 8
 """What a cell takes beside its value."""
 
@@ -115,11 +114,6 @@ class RecordFile:
         """Overwrite a field of rows (an index array or a slice) that were written before."""
         self.views[field][where] = self._item(field, values)
 
-    def touch(self, field: str, rows: npt.NDArray[np.int64]) -> None:
-        """Store into a field of rows what it has; nobody else may be storing there."""
-        view = self.views[field]
-        view[rows] = view[rows]
-
     def fill(self, records: Array, columns: Columns) -> None:
         """Put columns into records in memory, [n] of the file's dtype."""
         for field, values in columns.items():
@@ -138,7 +132,7 @@ class RecordFile:
     def append(self, first: int, records: Array) -> None:
         """Write records from row `first` on, growing the file as needed; they are not committed by that."""
         self.reserve(first + len(records))
-        data = memoryview(records.view(np.uint8))
+        data = records.view(np.uint8)
         begin = first * self.dtype.itemsize
         with os_errors("writing", self.path):
             for at in range(0, len(data), _WRITE):
@@ -423,19 +417,6 @@ class PendingRecords:
                 rows, values = rows[past], values[past]
             if len(rows):
                 yield field, rows, values
-
-    def touches(self) -> list[Callable[[], None]]:
-        """Work that makes `apply` quicker, for other threads to do before; empty where that is not worth it.
-
-        The first store into a page since it was last written to the disk costs ten times what later ones do. So each
-        place that is going to change is given once more what it has.
-        """
-        work: list[Callable[[], None]] = []
-        for field, cells in self._cells.items():
-            if len(cells) >= _WORTH_TOUCHING:
-                half = len(cells) // 2
-                work += [partial(self.file.touch, field, cells.rows[part]) for part in (slice(half), slice(half, None))]
-        return work
 
     def apply(self) -> None:
         """Store the changes into the file, and count the appended records as committed."""

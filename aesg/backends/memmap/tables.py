@@ -21,7 +21,6 @@ from aesg import records
 from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.ids import IdIndex
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
-from aesg.backends.memmap.helpers import helped
 from aesg.backends.memmap.kernels import LOOPS, NO_OVERLAY, BrokenListError, Lists, Overlay, Source
 from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
@@ -32,8 +31,6 @@ _EDGES_AT_ONCE: Final = 1 << 20
 """Edges linked in one go: bounds the memory that an append of any size takes."""
 _PIECE: Final = 1 << 20
 """Bytes of new records that are built before they are written: they stay in a core's L2 cache meanwhile."""
-_WORTH_A_THREAD: Final = 8
-"""Pieces from which on a second thread is begun for them."""
 _MANY: Final = 16
 """Ids from which on it is worth looking whether they are known."""
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
@@ -158,15 +155,15 @@ class Files:
         At least as many as there are committed nodes, or `count`. What it has past the committed ones does not count.
         """
         if len(self.seen) < max(self.nodes.count, count):
-            seen = np.zeros(self.nodes.capacity, np.uint64)  # takes memory where it is touched only
+            seen = np.zeros(max(self.nodes.capacity, count), np.uint64)  # takes memory where it is touched only
             seen[: len(self.seen)] = self.seen
             self.seen = seen
         return self.seen
 
     def forget_tail(self) -> None:
         """Nodes past the committed ones are rolled back: others will have their rows."""
-        self.seen[self.nodes.count : self.nodes.capacity] = 0
         if self.ids is not None:
+            self.seen[self.nodes.count : self.ids.rows] = 0
             self.ids.roll_back(self.nodes.count)
 
     def sync(self) -> None:
@@ -227,7 +224,7 @@ class _KnownIds:
 
     def chunk(self, field: str, start: int, stop: int) -> npt.NDArray[Any]:
         committed = self._files.nodes.count
-        if stop > committed:
+        if stop > committed or stop - start < _MANY:
             return self._nodes.chunk(field, start, stop)
         known = self._files.seen_ids()[start:stop]
         if not known.all():
@@ -366,43 +363,26 @@ class MemmapTables(WritableTables):
 
     def append_nodes(self, columns: Columns) -> None:
         ids, first = columns["id"], self.state.nodes
-
-        def remember() -> None:
+        n = len(ids)
+        if n >= _MANY:  # few are read from the file when they are looked for
             self.files.index().add(ids, self._ids)
-            self.files.seen_ids(first + len(ids))[first : first + len(ids)] = ids
+            self.files.seen_ids(first + n)[first : first + n] = ids
+        self._append(self.pending_nodes, self.files.newborn, n, columns)
+        self.state = self.state.grown(nodes=n)
 
-        self._append(self.pending_nodes, self.files.newborn, len(ids), columns, remember)
-        self.state = self.state.grown(nodes=len(ids))
-
-    def _append(
-        self,
-        table: PendingRecords,
-        blank: npt.NDArray[Any],
-        n: int,
-        columns: Columns,
-        meanwhile: Callable[[], None] | None = None,
-    ) -> None:
-        """Append `n` records: `blank`, but for the columns. What is to be done `meanwhile` is done when this returns.
-
-        Most of the time goes into the system's copying, which takes one write to a file at a time; so with many records
-        a second thread builds the next ones, and writes them in turn.
-        """
+    def _append(self, table: PendingRecords, blank: npt.NDArray[Any], n: int, columns: Columns) -> None:
+        """Append `n` records: `blank`, but for the columns."""
         table.reserve(n)
         piece = min(n, max(1, _PIECE // blank.itemsize))
-        starts = iter(range(0, n, piece))
-
-        def work() -> None:
-            new = np.repeat(blank, piece)
-            for start in starts:
-                part = new[: n - start]
-                table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
-                table.file.append(table.count + start, part)
-
-        with helped(work if n >= _WORTH_A_THREAD * piece else None):
-            if meanwhile is not None:
-                meanwhile()
-            work()
-        table.count += n
+        new = blank.copy() if n == 1 else np.repeat(blank, piece)
+        if n == piece:  # as most are
+            table.file.fill(new, columns)
+            table.append(new)
+            return
+        for start in range(0, n, piece):
+            part = new[: n - start]
+            table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
+            table.append(part)
 
     def write_nodes(self, rows: Rows, columns: Columns) -> None:
         self.pending_nodes.write(rows, columns)

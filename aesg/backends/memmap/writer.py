@@ -41,7 +41,6 @@ from aesg.backends.memmap.directory import (
 )
 from aesg.backends.memmap.format import EDGES, NODES
 from aesg.backends.memmap.handle import MemmapStore
-from aesg.backends.memmap.helpers import helped
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import check_sample
@@ -139,13 +138,11 @@ class MemmapWriter(MemmapStore):
             parts += self._durable_tails(tables)
         generation = self._opened.generation + 1
         head = redo.encode_state(tables.state, redo.count_operations(parts))
-        touches = [*nodes.touches(), *edges.touches()] if self._sync else []
         happened = False
         try:
             with commit_lock(self._opened.files.nodes.fd, exclusive=True):
-                with helped(*touches):
-                    self._journal.append(generation, [head, *parts])
-                    happened = True
+                self._journal.append(generation, [head, *parts])
+                happened = True
                 nodes.apply()
                 edges.apply()
                 self._journal.mark_applied(generation)
