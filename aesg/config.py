@@ -68,7 +68,8 @@ class AESGConfig:
         top_k: Size of the result.
         num_primary: How many of the result are primary; they are the lane's context for the next query.
         credit_rate: Share of the way to 1 that a returned node's relevance goes. 0: retrieval credits no node.
-        reinforce_rate: The same for weight and confidence of edges that carried energy to a returned node. 0: off.
+        reinforce_rate: The same for weight and confidence of edges that carried energy to a returned node, at their
+            first use and with each doubling of uses. 0: off.
         temporal_weight: Weight of the edge made from a lane's previous first concept to its present one. 0: none.
         temporal_confidence: Its confidence.
         birth_confidence: Confidence of the edges from a newborn concept to the primary concepts of the query that it
@@ -122,9 +123,9 @@ class AESGConfig:
     num_primary: int = 3
     # Credit
     credit_rate: float = 0.1
-    reinforce_rate: float = 0.05
-    temporal_weight: float = 0.1
-    temporal_confidence: float = 0.5
+    reinforce_rate: float = 0.02
+    temporal_weight: float = 0.02
+    temporal_confidence: float = 0.2
     birth_confidence: float = 0.5
     # Consolidation
     consolidation_epoch_interval: int = 10

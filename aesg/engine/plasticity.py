@@ -13,13 +13,16 @@ from aesg.protocols import Graph
 from aesg.records import NODE_FIELDS, Refs, Rows, now, ranges
 
 _MOST_USES = np.iinfo(NODE_FIELDS["use_frequency"]).max
+_FASTEST = 1 - 2.0**-50
+"""A rate of 1 goes all the way, as near as makes no difference."""
 
 
 def credit(graph: Graph, config: AESGConfig, activations: Sequence[Activation], previous: Sequence[int | None]) -> None:
     """Learn from a batch of retrievals; a row or edge that several lanes used counts once for each.
 
     * Nodes returned with energy: used once more, relevance `credit_rate` of the way to 1.
-    * Edges that carried energy to them: used once more, weight and confidence `reinforce_rate` of the way to 1.
+    * Edges that carried energy to them: used once more, weight and confidence towards 1. The first use takes them
+      `reinforce_rate` of the way, and so does each doubling of uses: see `_practised`.
     * Succession: each lane's previous first concept is linked to its present one. An existing link is reinforced
       instead. A source that has `max_edges_per_node` edges gives up its weakest one for it (weight * confidence, then
       the oldest); one that has more is left alone.
@@ -102,12 +105,28 @@ def _reinforce(graph: Graph, rate: float, used: Refs) -> None:
         return
     refs, times = np.unique(used, return_counts=True)
     edges = graph.edges.read(refs, ["weight", "confidence", "use_count"])
+    uses = edges["use_count"].astype(np.int64)
     graph.edges.write(
         refs,
-        weight=_raised(edges["weight"], rate, times),
-        confidence=_raised(edges["confidence"], rate, times),
-        use_count=np.minimum(edges["use_count"].astype(np.int64) + times, _MOST_USES).astype(np.uint32),
+        weight=_practised(edges["weight"], rate, uses, times),
+        confidence=_practised(edges["confidence"], rate, uses, times),
+        use_count=np.minimum(uses + times, _MOST_USES).astype(np.uint32),
     )
+
+
+def _practised(
+    values: npt.NDArray[np.float32], rate: float, uses: npt.NDArray[np.integer], times: npt.NDArray[np.integer]
+) -> npt.NDArray[np.float32]:
+    """Values after `times` more uses, towards 1; what is above 1 already stays.
+
+    What is left of the way to 1 falls with the number of uses n as (1 + n) ** -k, the power law of practice (Newell and
+    Rosenbloom, 1981); 2 ** -k = 1 - rate. Were it a fixed share with every use, some fifty would make all edges alike,
+    and what their weights said would be gone. It does not matter whether uses come together or one by one.
+    """
+    k = -np.log2(1 - min(rate, _FASTEST))
+    left = ((1 + uses) / (1 + uses + times)) ** k
+    practised: npt.NDArray[np.float32] = np.maximum(values, 1 - (1 - values) * left).astype(np.float32)
+    return practised
 
 
 def _raised(values: npt.NDArray[np.float32], rate: float, times: npt.NDArray[np.integer]) -> npt.NDArray[np.float32]:
