@@ -8,11 +8,9 @@ READY := $(VENV)/.ready
 # no CUDA packages are pulled along. `make TORCH_INDEX=URL` names an index to take that build from.
 TORCH_INDEX ?=
 
-PERSISTENT := memmap: memmap:?durability=power_loss lmdb: lmdb:?sync=false zarr: zarr:?durability=power_loss icechunk:
-
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check lint types contracts bench crash guarantees clean
+.PHONY: help setup demo test check lint types contracts bench campaigns guarantees clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +28,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## build a memory from real text and ask it; ARGS='--text DIR' takes your own files
 	@$(BIN)/python -m aesg demo $(ARGS)
 
+test: export OMP_NUM_THREADS = 1# as many processes as cores: threads that spin beside each other only take time
 test: $(READY) ## the tests; ARGS='-k name' chooses
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
@@ -48,13 +47,12 @@ contracts: $(READY) ## who may import whom
 bench: $(READY) ## measure against the published 0.3.0
 	$(BIN)/python -m benchmarks $(ARGS)
 
-crash: $(READY) ## the long form of the crash campaign on every backend: 300 kills each and more; ARGS='lmdb:' chooses
-	@for url in $(or $(ARGS),$(PERSISTENT)); do \
-		$(BIN)/python -m aesg.testing "$$url" -k crash --long || exit 1; \
-	done
+campaigns: $(READY) ## kill writers and damage files, by the hundred, on every backend; ARGS='lmdb: -k crash' chooses
+	$(BIN)/python -m tools.campaigns $(ARGS)
 
-guarantees: $(READY) ## write the table of guarantees into README.md
+guarantees: $(READY) ## write the tables of guarantees and of what is tested into README.md and docs/testing.md
 	@$(BIN)/python -m tools.guarantees
+	@$(BIN)/python -m tools.tested
 
 clean: ## remove caches and build products; .venv stays
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,6 +17,13 @@ settings.register_profile(
 )
 settings.load_profile("aesg")
 
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """What `-n auto` is: the cores that this process may use, not those that the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
 """Directories that the published 0.3.0 wrote, each with a dump of what is in it; not part of the repository."""
 

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import saboteurs  # noqa: F401 - registers backends
 from campaign_saboteurs import CLAUSES
 
 import aesg
@@ -18,6 +19,7 @@ from aesg.testing.crash_writer import Countdown, count_calls, make_small
 from aesg.testing.damage_campaign import BYTES, LENGTHS, WHOLE, DamageCampaign, damage, make_specimens
 from aesg.testing.forks import JobDiedError, say, say_json, server
 from aesg.testing.full_disk import Place, check, until_full
+from tools import campaigns
 
 
 @pytest.mark.parametrize("scheme", CLAUSES)
@@ -321,3 +323,25 @@ def test_places_and_checks_of_full_disks(tmp_path):
     with place.open("r") as store:
         check(store, wanted)
     assert until_full(lambda turn: None, 3) is None
+
+
+def test_the_long_forms_are_told_as_tables(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AESG_CRASH_KILLS", "")  # `main` sets them for the processes that it starts
+    monkeypatch.setenv("AESG_DAMAGE_CASES", "")
+    kept = str(tmp_path / "reports.json")
+    chosen = "crash.killed-at-calls or damage.length-changed"
+    assert campaigns.main(["memmap:", "-k", chosen, "--kills", "20", "--cases", "30", "--json", kept]) == 0
+    told = capsys.readouterr().out
+    kills, damage = ([cell.strip() for cell in line.split("|")[1:-1]] for line in told.splitlines() if "`" in line)
+    assert (kills[:2], kills[3:]) == (["`memmap:`", "5"], ["0", "0", "–"])
+    assert damage[:3] == ["`memmap:`", "cut, emptied, grown", "30"]
+    assert sum(map(int, damage[3:8])) == 30
+    assert campaigns.main(["--kept", kept]) == 0
+    assert capsys.readouterr().out == told
+
+
+def test_a_clause_that_failed_is_told_and_is_the_exit_status(tmp_path, capsys):
+    assert campaigns.main(["sabotage-goes-on-when-it-is-closed:", "-k", "stores.closed", "--suite"]) == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines()[-1] == "| `sabotage-goes-on-when-it-is-closed:` | 1 | 0 | 1 | 0 | 0 |"
+    assert "stores.closed: " in told.err

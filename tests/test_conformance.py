@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from aesg.testing import Conformance, Target
+from tools import campaigns
 
 sys.path.append(str(Path(__file__).parents[1] / "examples"))
 
@@ -20,13 +21,13 @@ class TestMemory(Conformance):
 class TestMemmap(Conformance):
     @pytest.fixture
     def target(self):
-        return Target("memmap:")
+        return campaigns.target("memmap:")
 
 
 class TestMemmapSynced(Conformance):
     @pytest.fixture
     def target(self):
-        return Target("memmap:?durability=power_loss")
+        return campaigns.target("memmap:?durability=power_loss")
 
 
 class TestLmdb(Conformance):

@@ -90,6 +90,7 @@ class TestMemmapSynced(SmallMemmap):
 class SmallBlocks(Small):
     container: str
     """The class, as "module:name"."""
+    block_bytes = 512
     test_large_graphs = None  # thousands of tiny blocks show no more than the small ones
 
     @pytest.fixture(autouse=True)
@@ -103,7 +104,7 @@ class SmallBlocks(Small):
         kind = pytest.importorskip(self.container.partition(":")[0])
         for name in self.container.partition(":")[2].split("."):
             kind = getattr(kind, name)
-        monkeypatch.setattr(kind, "block_bytes", 512)
+        monkeypatch.setattr(kind, "block_bytes", self.block_bytes)
         monkeypatch.setattr(kind, "log_blocks", 12)
 
     @clause("machine.merges")
@@ -134,6 +135,7 @@ class TestLmdb(SmallBlocks):
 
 class TestZarr(SmallBlocks):
     container = "aesg.backends.zarr.arrays:ArrayContainer"
+    block_bytes = 2048  # each is a file, and the machine reads all of them again and again
 
     @pytest.fixture
     def target(self):
@@ -143,6 +145,7 @@ class TestZarr(SmallBlocks):
 @pytest.mark.skipif(find_spec("icechunk") is None, reason="icechunk is not installed")
 class TestIcechunk(SmallBlocks):
     container = "aesg.backends.zarr.repository:IcechunkContainer"
+    block_bytes = 2048  # each is a file, and the machine reads all of them again and again
 
     @pytest.fixture
     def target(self):

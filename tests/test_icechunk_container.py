@@ -275,6 +275,21 @@ class TestOpening:
         assert (done.stdout, done.stderr) == ("", "")
 
 
+def test_a_snapshot_in_anothers_place_is_noticed(url):
+    with filled(url) as store:
+        for k in range(3):
+            store.attrs["k"] = k
+    with aesg.open(url, "r") as store:
+        newest, *_, older, _, _ = (entry.snapshot for entry in store.history())
+    folder = Path(url.removeprefix("icechunk://")) / "snapshots"
+    (folder / newest).rename(folder / "aside")
+    (folder / older).rename(folder / newest)
+    (folder / "aside").rename(folder / older)
+    for mode in ("r", "a"):
+        with pytest.raises(CorruptionError, match=f"snapshot {newest} holds {older}"):
+            aesg.open(url, mode)
+
+
 class TestHistory:
     def test_commits_newest_first(self, url):
         with filled(url) as store:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import aesg
-from tools import guarantees
+from tools import guarantees, tested
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -57,6 +57,11 @@ def test_commands_in_the_documents_exist():
 def test_the_table_of_guarantees_is_what_the_backends_promise():
     text = README.read_text("utf-8")
     assert guarantees.written(text) == text, "stale: run `make guarantees`"
+
+
+def test_the_tables_of_what_is_tested_are_those_of_the_tests():
+    text = tested.PAGE.read_text("utf-8")
+    assert tested.written(text) == text, "stale: run `make guarantees`"
 
 
 def test_no_file_holds_a_path_of_the_machine_it_was_written_on():

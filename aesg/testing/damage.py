@@ -1,6 +1,6 @@
 """Files that are truncated, changed, exchanged, missing or older: the last commit, or an error that says so.
 
-The short form damages some 60 stores a clause; `--long`, or a number in AESG_DAMAGE_CASES, is the long one.
+The short form damages some 40 stores a clause; `--long`, or a number in AESG_DAMAGE_CASES, is the long one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from aesg.testing.target import Target
 _KEEPS: Final = {"durability": "process_crash"}
 _CHECKS: Final = {"integrity": "checksums"}
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
-_CASES: Final = 60
+_CASES: Final = 40
 _LONG_CASES: Final = 1500
 
 

@@ -25,6 +25,7 @@ BYTES: Final = ("flip", "flip", "byte", "blank", "garble", "page", "repeat")
 """Ways to change a file and not its length."""
 LENGTHS: Final = ("cut", "cut", "cut-at-a-page", "empty", "grow")
 """Ways to change its length."""
+_SHORTER: Final = {"cut", "cut-at-a-page", "empty"}
 WHOLE: Final = ("missing", "older", "exchanged")
 """Ways to put another file in its place, or none."""
 
@@ -199,8 +200,8 @@ class DamageCampaign:
         root: Where the copies are made.
         server: Where they are opened.
         checked: Whether the target promises `integrity=checksums`.
-        record_files: Where it does not: patterns of the files whose changed bytes may pass for other values; empty
-            stands for every file.
+        record_files: Where it does not: patterns of the files in which bytes that were changed or added may pass for
+            other values; empty stands for every file.
         seed: Decides the places.
     """
 
@@ -360,8 +361,10 @@ class DamageCampaign:
             # An older file in place of the one that names the last commit is how a backup is restored.
             allowed = outcome == "older" and case.way == "older"
         else:
-            # Nobody can tell a whole file of the same kind from the one that was there.
-            allowed = case.way in WHOLE or any(fnmatch(case.names[0], f"*{pattern}") for pattern in self._record_files)
+            # Nobody can tell a whole file of the same kind from the one that was there, nor other values; lost ones are
+            # told by their number.
+            of_records = any(fnmatch(case.names[0], f"*{pattern}") for pattern in self._record_files)
+            allowed = case.way in WHOLE or (of_records and case.way not in _SHORTER)
         return outcome, "" if allowed else what
 
     def _wrong_refusal(self, case: Case, found: dict[str, Any]) -> str:

@@ -229,32 +229,36 @@ def _on_a_disk(template: str, folder: str) -> tuple[Path, Place]:
 def commits_until_full(template: str, folder: str, kind: str) -> dict[str, Any]:
     """Commits of one kind until the disk is full; then there is space again."""
     disk, place = _on_a_disk(template, folder)
-    store = place.open(dim=DIM)
-    fill(store)
-    if kind == "columns":
-        store.nodes.append(batch(20_000, 1000))
-    last = [digest(store), store.generation]
+    store, model = place.open(dim=DIM), aesg.open("memory:", vector_dim=DIM)
+    for each in (store, model):
+        fill(each)
+        if kind == "columns":
+            each.nodes.append(batch(20_000, 1000))
+    generation = store.generation
 
     def act(turn: int) -> None:
+        nonlocal generation
         with store.transaction() as graph:
             ACTS[kind](graph, turn)
-        last[:] = digest(store), store.generation
+        generation = store.generation
+        ACTS[kind](model, turn)  # committed, so it is part of what has to be there
 
     with filled(disk, leave=_ROOM):
         done = until_full(act)
         if done is not None:
-            check(store, str(last[0]))
-            expect(store.generation == last[1], "the generation has moved, but nothing was committed")
+            committed = digest(model)
+            check(store, committed)
+            expect(store.generation == generation, "the generation has moved, but nothing was committed")
             with place.open("r") as reader:
-                check(reader, str(last[0]))
+                check(reader, committed)
             with suppress(CapacityError):
                 act(done)
-            check(store, str(last[0]))
-            place.copied(Path(folder) / "left").check(str(last[0]))  # as after a kill, on another disk
+            committed = digest(model)
+            check(store, committed)
+            place.copied(Path(folder) / "left").check(committed)  # as after a kill, on another disk
     act(_TURNS)
-    check(store, str(last[0]))
     store.close()
-    place.check(str(last[0]))
+    place.check(digest(model))
     return {"commits": done}
 
 

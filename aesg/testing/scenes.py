@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -90,6 +91,8 @@ def in_fork(act: Callable[[], None], seconds: int = 60) -> int:
     except UnsupportedError as error:
         code = 2
         say(f"unsupported {error}")
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 

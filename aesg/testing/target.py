@@ -32,8 +32,9 @@ class Target:
         in_files: Whether a store has a path; None finds out. In-memory stores have none.
         fail_points: Functions as "module:Class.method" between whose calls a store's files change without a call into
             the operating system that Python sees: the crash clauses kill there too.
-        record_files: Where `integrity` is less than checksums: patterns of the names of files in which a flipped bit
-            may pass for another value. Damage to others must be noticed, or harmless. Empty stands for every file.
+        record_files: Where `integrity` is less than checksums: patterns of the names of files in which bytes that were
+            changed or added may pass for other values. Damage to others, and what is missing of these, must be noticed
+            or harmless. Empty stands for every file.
     """
 
     url: str

@@ -75,7 +75,7 @@ class TraceClauses(ClauseGroup):
         url = target.store_url(stores.folder())
         reference, memory = AESGMemory("memory:", CONFIG), AESGMemory(url, CONFIG)
         try:
-            for seed in range(6):
+            for seed in range(4):
                 learn(reference, seed)
                 learn(memory, seed)
                 assert len(memory.store.nodes) == len(reference.store.nodes)

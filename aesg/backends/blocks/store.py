@@ -444,7 +444,8 @@ class BlockStore(Store):
             self._container = self._container.reopen()
             self._pid = os.getpid()
             self._merged = None
-            self._load()
+            with self._container.reading():  # the parent goes on writing
+                self._load()
         elif not self._read_only:
             with self._container.reading():  # first carries out a commit that was in doubt
                 if self._container.version != self._version:
