@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -67,14 +68,47 @@ class Loops:
         self._patience = _UNLIMITED  # last: until then other threads do not set out on a long way in plain Python
 
 
-def compiled(function: Callable[..., Any], signature: Sequence[Any]) -> Callable[..., Any]:
-    """Compile for one signature, or load what an earlier process compiled."""
+def compiled(
+    function: Callable[..., Any], signature: Sequence[Any], fastmath: AbstractSet[str] = frozenset()
+) -> Callable[..., Any]:
+    """Compile for one signature, or load what an earlier process compiled.
+
+    Args:
+        function: The loop.
+        signature: Its arguments in numba's types.
+        fastmath: LLVM's names of the liberties that it may take with floating point.
+    """
     import numba
 
+    how: dict[str, Any] = {"nogil": True, "fastmath": set(fastmath)}
     try:
-        return numba.njit([tuple(signature)], nogil=True, cache=True)(function)
+        return numba.njit([tuple(signature)], cache=True, **how)(function)
     except Exception:  # nowhere to keep it, a full disk, a file that was cut short: numba lets any of that out
-        return numba.njit([tuple(signature)], nogil=True)(function)
+        return numba.njit([tuple(signature)], **how)(function)
+
+
+def compiled_or_none(
+    name: str,
+    function: Callable[..., Any],
+    signature: Callable[[Any], Sequence[Any]],
+    fastmath: AbstractSet[str] = frozenset(),
+) -> Callable[..., Any] | None:
+    """A loop that is of use only when it is compiled; None where numba compiles nothing.
+
+    Args:
+        name: What is slow without numba, for the warning.
+        function: The loop.
+        signature: From numba's types to those of its arguments.
+        fastmath: See `compiled`.
+    """
+    try:
+        import numba
+    except Exception as error:  # see `Loops`
+        warnings.warn(f"numba cannot be imported, {name} will be slow: {error}", RuntimeWarning, stacklevel=3)
+        return None
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        return None
+    return compiled(function, signature(numba.types), fastmath)
 
 
 def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:

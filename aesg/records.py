@@ -12,7 +12,7 @@ from __future__ import annotations
 import secrets
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
@@ -152,6 +152,20 @@ class Adjacency:
     def degrees(self) -> npt.NDArray[np.int64]:
         """Out-degree of each row asked for, int64 [len(rows)]."""
         return np.diff(self.indptr)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Adjacency]) -> Adjacency:
+        """The edges of several lists of rows as those of one."""
+        ends = np.cumsum([0, *(len(part.refs) for part in parts)])
+        indptr = [part.indptr[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
+        return cls(
+            np.concatenate([np.zeros(1, np.int64), *indptr]),
+            np.concatenate([part.refs for part in parts]),
+            np.concatenate([part.target_rows for part in parts]),
+            np.concatenate([part.weight for part in parts]),
+            np.concatenate([part.confidence for part in parts]),
+            np.concatenate([part.use_count for part in parts]),
+        )
 
     def newest(self, limit: int) -> Adjacency:
         """At most so many edges of each row."""

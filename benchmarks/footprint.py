@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import sys
 import tempfile
 import threading
 from dataclasses import asdict, dataclass
@@ -19,6 +20,8 @@ from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any, Self, TypeAlias
+
+sys.path.insert(0, str(Path(__file__).parent))  # for `python -m benchmarks.footprint`
 
 import install
 from report import console, describe, machine, short, spread, verdict

@@ -19,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `python -m benchmarks.published`
+
 import install
 from report import console, describe, machine, spread, verdict
 from rich.table import Table

@@ -13,7 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+
+from aesg import AESGConfig
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 NOT_INSTALLED = 3  # what a benchmark exits with where 0.3.0 cannot be installed
@@ -159,3 +162,141 @@ def test_store_and_limit_take_turns_until_the_time_is_up(monkeypatch: pytest.Mon
     monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     assert len(turns.alternate(100, 10, side("ours"), side("limit"))["ours"]) < 20
     assert len(turns.alternate(100, 0, side("ours"), side("limit"))["ours"]) == turns.LEAST
+
+
+RETRIEVAL_ROWS = [
+    "ingest",
+    "retrieve",
+    "tail",
+    "faiss",
+    "usearch",
+    "batches",
+    "train",
+    "first",
+    "memory",
+    "published",
+    "growth",
+    "hub",
+    *(f"consolidate_{share}{preset}" for preset in ("", "_default") for share in ("none", "half")),
+    "durable_none",
+    "durable_half",
+    "create",
+    "append",
+    "connect",
+]
+AGAINST_0_3_0 = {key for key in RETRIEVAL_ROWS if key.startswith("consolidate")} | {"published", "create"}
+
+
+def test_retrieval_is_measured_in_every_row_and_a_backend_that_fails_costs_its_own_rows_only(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "figures.png"
+    result = quick_run("retrieval.py", tmp_path, "--backends", "nosuch,memmap", "--plot", str(picture))
+    rows = {(row["backend"], row["key"]): row for row in result["rows"]}
+    assert [row["key"] for row in result["rows"] if row["backend"] == "memmap"] == RETRIEVAL_ROWS
+    assert {key for backend, key in rows if backend == "nosuch"} == set(RETRIEVAL_ROWS) - {"published", "growth"}
+    for (backend, key), row in rows.items():
+        if backend == "nosuch":
+            assert row["problem"], key
+            continue
+        if row["problem"]:
+            absent = "aesg==0.3.0" in row["problem"] and key in AGAINST_0_3_0
+            assert absent or (key == "faiss" and importlib.util.find_spec("faiss") is None), (key, row["problem"])
+            continue
+        assert row["verdict"] is None  # nothing is asked of a small memory
+        figures = [row["value"], *row["p10_p90"], *numbers(row["turns"]), *numbers(row["seconds"])]
+        assert all(math.isfinite(figure) for figure in figures), key
+        assert key == "memory" or min(figures) > 0, key  # a small memory may hold less than what was there before
+    for name in ("faiss", "usearch"):
+        notes = rows["memmap", name]["notes"]
+        if not rows["memmap", name]["problem"]:
+            assert min(notes["recall_ours"], notes["recall_theirs"]) >= 0.98
+            assert notes["results_shared"] > 0.95  # the same recipe gives the same answers
+    if not rows["memmap", "published"]["problem"]:
+        assert rows["memmap", "published"]["notes"]["same_answers"] == "2 of 2"
+    assert [size["nodes"] for size in rows["memmap", "growth"]["notes"]["sizes"]] == [20, 200, 2000]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_row_of_retrieval_is_judged_by_whether_less_or_more_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    cases = importlib.import_module("retrieval_cases")
+    by_key = {case.key: case for case in cases.CASES}
+
+    def verdict(key: str, value: float, problem: str = "") -> Any:
+        case = by_key[key]
+        return cases.Row(case, "memmap", value=value, goal=case.goals["memmap"], problem=problem).verdict
+
+    assert [verdict("retrieve", ms) for ms in (0.3, 0.6, 0.7)] == ["reached", "accepted", "missed"]
+    assert [verdict("published", times) for times in (20_000, 2000, 1999)] == ["reached", "accepted", "missed"]
+    assert [verdict("train", times) for times in (2.0, 2.1)] == ["reached", "missed"]
+    assert verdict("retrieve", 0.1, problem="it failed") is None
+    assert by_key["retrieve"].goals["zarr"] == cases.Goal(0.5, 1)
+    assert "zarr" not in by_key["append"].goals
+    assert by_key["growth"].goals == {}
+
+    faster = cases.compared([1.0, 1.0, 2.0], [10.0, 20.0, 30.0])
+    assert (faster["value"], cases.compared([2.0], [1.0], slower=True)["value"]) == (20.0, 2.0)
+    assert faster["low"] < faster["value"]
+
+
+def test_the_rivals_of_retrieval_find_what_a_walk_by_hand_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    made, rivals = importlib.import_module("retrieval_data"), importlib.import_module("retrieval_rivals")
+    nodes, per_node, config = 1000, 6, AESGConfig(vector_dim=8)
+    unit = made.directions(np.concatenate(list(made.vectors(nodes, 8))))
+    graph = rivals.sparse(nodes, per_node, config)
+
+    class Exact:
+        def search(self, query: Any, count: int) -> Any:
+            cosines = unit @ query
+            rows = np.argsort(-cosines)[:count]
+            return rows, cosines[rows]
+
+    def by_hand(query: Any) -> dict[int, float]:
+        rows, cosines = Exact().search(query, config.num_seeds)
+        energy = {
+            int(r): math.exp((c - cosines[0]) / config.seed_temperature) for r, c in zip(rows, cosines, strict=True)
+        }
+        received = dict(energy)
+        for _ in range(config.spreading_activation_steps):
+            arriving: dict[int, float] = {}
+            for row, sent in received.items():
+                for edge in range(graph.starts[row], graph.starts[row + 1]):
+                    target = int(graph.targets[edge])
+                    arriving[target] = arriving.get(target, 0) + sent * float(graph.passes[edge])
+            gated = {row: e * max(0.0, float(unit[row] @ query)) / float(cosines[0]) for row, e in arriving.items()}
+            received = {row: e for row, e in gated.items() if e > config.arrival_threshold}
+            for row, e in received.items():
+                energy[row] = energy.get(row, 0) + e
+        return energy
+
+    sides = [kind(Exact(), graph, unit, config) for kind in (rivals.ByNumPy, rivals.ByNumba)]
+    for query in made.directions(made.queries(nodes, 8, 20)):
+        energy = by_hand(query)
+        assert len(energy) > config.num_seeds  # something was reached
+        best = sorted(energy.values(), reverse=True)[: config.top_k]
+        for side in sides:  # asked again and again: nothing is left of the query before
+            assert [energy[int(row)] for row in side.ask(query)] == pytest.approx(best, rel=1e-3)
+
+
+def test_half_of_the_edges_that_retrieval_walks_stay_in_their_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    made = importlib.import_module("retrieval_data")
+    nodes, count = 2600, made.clusters(2600)
+    assert count == 5
+    for turn, (sources, targets, weight, confidence) in enumerate(made.edges(nodes, 4)):
+        assert np.array_equal(sources, np.arange(nodes))
+        assert targets.min() >= 0
+        assert targets.max() < nodes
+        at_home = np.mean(sources % count == targets % count)
+        assert at_home == 1 if turn % 2 == 0 else at_home < 0.3
+        assert 0 < min(weight.min(), confidence.min()) <= max(weight.max(), confidence.max()) <= 1
+
+
+@pytest.mark.parametrize("name", ["footprint", "published", "retrieval", "stores"])
+def test_a_benchmark_runs_as_a_module_too(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=BENCHMARKS.parent)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import aesg
+from aesg.engine import scan
 from aesg.engine.seeds import nearest, units
 from aesg.records import NodeBatch
 from aesg.testing.proxy import Bare
@@ -144,6 +146,59 @@ def test_one_scan_for_all_lanes_of_the_fields_that_matter() -> None:
 def test_units() -> None:
     out = units(np.array([[3, 4], [0, 0], [np.nan, 1], [np.inf, 0], [1e-45, 0]], np.float32))
     np.testing.assert_allclose(out, [[0.6, 0.8], [0, 0], [0, 0], [0, 0], [1, 0]], rtol=1e-6)
+
+
+@pytest.fixture(params=["product", "plain", "compiled"])
+def way(request, monkeypatch):
+    """Each way in which a scan may run."""
+    loop = scan._Loop()
+    if request.param == "product":
+        loop._tried = True
+    elif request.param == "plain":
+        loop._tried, loop._loop = True, scan.heaps
+    else:
+        if numba.config.DISABLE_JIT:
+            pytest.skip("numba is told not to compile")
+        loop.load()
+        assert loop.get() not in (None, scan.heaps)
+    monkeypatch.setattr(scan, "LOOP", loop)
+    return request.param
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+@pytest.mark.parametrize("k", [1, 9, 700])
+def test_every_way_to_scan_gives_the_same(way, lanes, k):
+    rng = np.random.default_rng(7)
+    vectors = rng.standard_normal((600, 24)).astype(np.float32)
+    vectors[100:120] = vectors[5]
+    vectors[120:140] = vectors[5] * np.float32(1e-25)
+    vectors[140:160] = vectors[5] * np.float32(1e25)
+    vectors[160:170] = 0
+    vectors[170:180] = np.linspace(1, 1.00001, 10, dtype=np.float32)[:, None] * vectors[6]
+    active = np.arange(600) % 7 != 0
+    queries = vectors[[5, 6, 0]][:lanes] + np.float32(0.01)
+    with np.errstate(all="ignore"):  # plain Python warns where compiled code is silent
+        found = nearest(store_of(vectors, active), queries, k, -2.0)
+    for query, have in zip(queries, found, strict=True):
+        want = by_hand(vectors, active, query.astype(float), 600, -2.0)
+        lengths = np.linalg.norm(vectors.astype(float), axis=1)
+        exact = (vectors.astype(float) @ query)[want] / lengths[want] / np.linalg.norm(query.astype(float))
+        np.testing.assert_allclose(have.cosines, exact[:k], atol=1e-6)
+        assert active[have.rows].all()
+        assert np.lexsort((have.rows, -have.cosines)).tolist() == list(range(len(have.rows)))
+        if k == 9 and lanes == 1:
+            assert have.rows.tolist() == [5, *[row for row in range(100, 120) if row % 7][:8]]
+
+
+def test_the_loop_is_loaded_when_it_is_worth_the_wait(monkeypatch):
+    monkeypatch.setattr(scan, "LOOP", scan._Loop())
+    monkeypatch.setattr(scan.LOOP, "_left", 3000)
+    store = store_of(np.random.default_rng(0).standard_normal((100, 20)).astype(np.float32))
+    ways = []
+    for _ in range(3):
+        nearest(store, np.ones((1, 20), np.float32), 3, 0.0)
+        ways.append(scan.LOOP.get() is not None)
+    assert ways == [False, *2 * [not numba.config.DISABLE_JIT]]
 
 
 class TestRememberedLengths:

@@ -289,9 +289,11 @@ def test_vectors_are_gathered_as_by_numpy(tmp_path, open_store, compiled, monkey
 def test_no_vector_is_gathered_from_outside_the_file(compiled, row):
     gather = compiled.gatherer(1)
     file = np.arange(5 * 24, dtype=np.uint8)
-    assert gather(file, np.array([4]), 24, 8, 16).tolist() == list(range(104, 120))
+    out = np.empty(32, np.uint8)
+    gather(file, np.array([4, 0]), 24, 8, 16, out)
+    assert out.tolist() == [*range(104, 120), *range(8, 24)]
     with pytest.raises(IndexError):
-        gather(file, np.array([0, row]), 24, 8, 16)
+        gather(file, np.array([0, row]), 24, 8, 16, out)
 
 
 def test_the_gather_is_compiled_when_many_vectors_have_been_gathered():

@@ -41,8 +41,9 @@ def positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDAr
         array = array.reshape(1)
     if array.ndim != 1:
         raise InvalidInputError(f"{url}: {what}s must be one-dimensional, not of shape {array.shape}")
-    if array.size:
-        low, high = (int(array[0]),) * 2 if array.size == 1 else (int(array.min()), int(array.max()))
+    if array.size and (array.dtype != np.int64 or int(np.maximum.reduce(array.view(np.uint64))) >= count):
+        # As unsigned numbers those below 0 are larger than any row: one look instead of two.
+        low, high = int(array.min()), int(array.max())
         if low < 0 or high >= count:
             bad = low if low < 0 else high
             raise NotFoundError(f"{url}: no {what} {bad}; the store has {count} ({what}s 0 to {count - 1})")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from aesg import __version__
-from aesg.errors import AESGError
+from aesg.errors import AESGError, InvalidInputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,8 +44,8 @@ _settings = _Settings()
 def main() -> None:
     """Run the command line.
 
-    Exit status: 0 all well; 1 `verify` found violations, `conformance` a clause that is broken, or the demo's memory
-    came back changed; 2 an error, told in one line on stderr.
+    Exit status: 0 all well; 1 `verify` found violations, `conformance` a clause that is broken, `index --check` an
+    index that finds too little, or the demo's memory came back changed; 2 an error, told in one line on stderr.
     """
     try:
         app()
@@ -123,6 +123,33 @@ def verify(url: Url, json: Json = False) -> None:
     else:
         stores.show_violations(found, _console())
     raise typer.Exit(1 if found["violations"] else 0)
+
+
+@app.command()
+def index(
+    url: Url,
+    build: Annotated[bool, typer.Option("--build", help="Build it anew.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare it with exact scans.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete it.")] = False,
+    json: Json = False,
+) -> None:
+    """Show, build, check or drop the seed index of a store; exit status 1 when the check finds too little."""
+    from aesg.cli import index as indexes
+
+    if build + check + drop > 1:
+        raise InvalidInputError("aesg index does one thing at a time: --build, --check or --drop")
+    console = None if json else _console()
+    if build:
+        found = indexes.build(url, console)
+    elif check:
+        found = indexes.check(url, console)
+    else:
+        found = indexes.drop(url) if drop else indexes.show(url)
+    if console is None:
+        _print_json(found)
+    else:
+        indexes.show_found(found, console)
+    raise typer.Exit(0 if found.get("good", True) else 1)
 
 
 @app.command()

@@ -4,6 +4,9 @@ All queries of a batch (their *lanes*) travel together: a hop is one `out_edges`
 lane, one gather of the rows that are met for the first time, and two loops of `aesg.engine.kernels` over the edges.
 Lanes never meet, because a (lane, row) has a place of its own, so each gets what it would have got alone.
 
+Large batches go in teams of lanes, whose loops run on all cores. A team is a generator: it yields what it wants to know
+of the graph and is sent the answer, so that the teams' questions can be put to the store as one.
+
 Active nodes are kept in the order in which they became active. Paths are reported in that order, 0.3.0 breaks ties by
 it, and float32 sums depend on it to the last bit.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -21,7 +25,7 @@ from aesg.config import AESGConfig
 from aesg.engine import kernels
 from aesg.engine.kernels import CAP, LOOPS
 from aesg.engine.seeds import Floats, Nearest, nearest, read, units
-from aesg.engine.teams import in_teams
+from aesg.engine.teams import EdgesOf, NodesOf, Team, teams_of, together
 from aesg.protocols import Graph
 from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
@@ -96,20 +100,17 @@ def activate(
     Raises:
         NotFoundError: An extra seed that is no row of the graph.
     """
-
-    def team(lanes: slice) -> list[Activation]:
-        spread = _Spread(graph, config, directions[lanes], near[lanes], contexts[lanes], extra[lanes])
-        for _ in range(config.spreading_activation_steps):
-            if not spread.hop():
-                break
-        return spread.results()
-
     if not len(queries):
         return []
     directions = units(queries)
     contexts = _contexts(graph, config, directions, carried)
     near = _near(graph, config, directions, contexts)
-    return in_teams(team, len(queries))
+    size = len(graph.nodes)
+    teams = [
+        _Spread(size, config, directions[lanes], near[lanes], contexts[lanes], extra[lanes]).run()
+        for lanes in teams_of(len(queries))
+    ]
+    return list(chain.from_iterable(together(graph, teams)))
 
 
 def _contexts(
@@ -203,41 +204,51 @@ class _Spread:
 
     def __init__(
         self,
-        graph: Graph,
+        size: int,
         config: AESGConfig,
         directions: Vectors,
         near: list[Nearest],
         contexts: list[Energies],
         extra: Sequence[Energies | None],
     ) -> None:
-        self._graph = graph
+        self._size = size
         self._config = config
         self._near = near
+        self._contexts = contexts
+        self._extra = extra
         self._directions = directions
         self._asked = [not (config.context_replaces_query and len(context.rows)) for context in contexts]
         best = np.array([n.cosines[0] if len(n.rows) else 0 for n in near], np.float32)
         self._best = np.where(best > 0, best, np.float32(1))
-        self._dominant = self._dominant_regions(contexts)
+        self._dominant = np.zeros(len(contexts), np.uint32)
         self._hops: list[_Hop] = []
         self._cut = np.zeros(len(directions), np.bool_)
         clamp = config.energy_clamp
         self._clamp = min(CAP, np.float32(clamp)) if clamp > 0 else CAP
         # A multiplier above the cap would make an infinity of nothing.
         self._favour = np.float32(min(config.region_facilitation_multiplier, float(CAP)))
-        self._seed(contexts, extra)
 
-    def _dominant_regions(self, contexts: list[Energies]) -> npt.NDArray[np.uint32]:
-        """Each lane's commonest region, uint32 [B], 0 without a context; ties fall as they do in 0.3.0."""
-        dominant = np.zeros(len(contexts), np.uint32)
+    def run(self) -> Team[list[Activation]]:
+        """From the seeds to the best of each lane."""
+        yield from self._find_dominant_regions()
+        yield from self._seed()
+        for _ in range(self._config.spreading_activation_steps):
+            if not (yield from self._hop()):
+                break
+        return (yield from self._results())
+
+    def _find_dominant_regions(self) -> Team[None]:
+        """Each lane's commonest region, 0 without a context; ties fall as they do in 0.3.0."""
         if self._config.region_zero_counts:
-            for lane, context in enumerate(contexts):
-                regions = read(self._graph, context.rows, ["region_id"])["region_id"].tolist()
-                dominant[lane] = max(set(regions), key=regions.count, default=0)
-        return dominant
+            for lane, context in enumerate(self._contexts):
+                if len(context.rows):
+                    columns, begin = yield NodesOf(context.rows, ("region_id",))
+                    regions = columns["region_id"][begin : begin + len(context.rows)].tolist()
+                    self._dominant[lane] = max(set(regions), key=regions.count)
 
     # --- seeds
 
-    def _seed(self, contexts: list[Energies], extra: Sequence[Energies | None]) -> None:
+    def _seed(self) -> Team[None]:
         """Make the seeds active: the query's or the context in its place, the faded context, the caller's."""
         config = self._config
         lanes: list[int] = []
@@ -252,7 +263,7 @@ class _Spread:
                 energies.append(energy)
                 kinds.append(kind)
 
-        for lane, (near, context, given) in enumerate(zip(self._near, contexts, extra, strict=True)):
+        for lane, (near, context, given) in enumerate(zip(self._near, self._contexts, self._extra, strict=True)):
             if self._asked[lane]:
                 some, cosine = near.rows[: config.num_seeds], near.cosines[: config.num_seeds]
                 if config.seed_energy == "softmax":
@@ -269,7 +280,7 @@ class _Spread:
 
         counts = [len(some) for some in rows]
         total = sum(counts)
-        places = self._places = _Places(max(_ROOM, _ROOM // 4 * len(contexts), 2 * total))
+        places = self._places = _Places(max(_ROOM, _ROOM // 4 * len(self._near), 2 * total))
         self._actives = 0
         self._frontier = np.empty(0, np.int64)
         if not total:
@@ -278,7 +289,7 @@ class _Spread:
         row_of = np.concatenate(rows)
         energy = np.concatenate(energies).astype(np.float32, copy=False)
         region, known, gate = np.empty(total, np.uint32), np.empty(total, np.int8), np.empty(total, np.float32)
-        self._judge(np.arange(total), lane_of, row_of, region, known, gate)
+        yield from self._judge(np.arange(total), lane_of, row_of, region, known, gate)
         if any(kinds):
             kind = np.repeat(np.array(kinds), counts)
             energy = np.where(kind == _GATED, energy * gate, energy)
@@ -305,7 +316,7 @@ class _Spread:
         region: npt.NDArray[np.uint32],
         known: npt.NDArray[np.int8],
         gate: Floats,
-    ) -> None:
+    ) -> Team[None]:
         """Read about places and take note of it in three columns.
 
         Args:
@@ -317,7 +328,7 @@ class _Spread:
             gate: Out: float32, per place.
         """
         gated = self._config.query_gate
-        fields = ["is_active", "region_id", "vector"] if gated else ["is_active", "region_id"]
+        fields = ("is_active", "region_id", "vector") if gated else ("is_active", "region_id")
         dim = self._directions.shape[1]
         step = max(1, _GATHER // dim) if gated else len(rows)
         if len(rows) > step:  # lanes that meet at a row share its reading
@@ -326,7 +337,7 @@ class _Spread:
         loop = LOOPS.get(kernels.judge, len(rows) * (dim if gated else 1))
         for start in range(0, len(rows), step):
             some = slice(start, start + step)
-            columns, where = self._read(rows[some], fields)
+            columns, where = yield from self._read(rows[some], fields)
             vectors = columns["vector"] if gated else np.empty((0, 0), np.float32)
             loop(
                 which[some],
@@ -343,16 +354,18 @@ class _Spread:
                 gate,
             )
 
-    def _read(self, rows: Rows, fields: list[str]) -> tuple[Columns, Ints]:
-        """Columns of distinct rows, and which of them each of `rows` [n] is, int64 [n]."""
+    def _read(self, rows: Rows, fields: tuple[str, ...]) -> Team[tuple[Columns, Ints]]:
+        """Columns, and where in them each of `rows` [n] is, int64 [n]."""
         if len(self._directions) == 1:  # a lane meets no row twice
-            return self._graph.nodes.read(rows, fields), np.arange(len(rows))
+            columns, begin = yield NodesOf(rows, fields)
+            return columns, np.arange(begin, begin + len(rows))
         distinct, where = np.unique(rows, return_inverse=True)
-        return self._graph.nodes.read(distinct, fields), where
+        columns, begin = yield NodesOf(distinct, fields)
+        return columns, where + begin
 
     # --- a hop
 
-    def hop(self) -> bool:
+    def _hop(self) -> Team[bool]:
         """Let every node fire that has something to pass on; False when none has."""
         config, places = self._config, self._places
         firing = places.active[self._frontier] if config.wavefront else places.active[: self._actives].copy()
@@ -366,13 +379,13 @@ class _Spread:
         if len(self._directions) > 1:
             by_lane = np.argsort(places.lanes[firing], kind="stable")
             firing, passing = firing[by_lane], passing[by_lane]
-        self._fire_and_arrive(firing, passing)
+        yield from self._fire_and_arrive(firing, passing)
         return True
 
-    def _fire_and_arrive(self, firing: Ints, passing: Floats) -> None:
+    def _fire_and_arrive(self, firing: Ints, passing: Floats) -> Team[None]:
         config, places = self._config, self._places
-        adjacency, source, share = self._edges_of(firing)
-        edges = len(adjacency.refs) if len(self._directions) == 1 else int(adjacency.degrees[source].sum())
+        adjacency, source, share = yield from self._edges_of(firing)
+        edges = int((adjacency.indptr[source + 1] - adjacency.indptr[source]).sum())
         places.reserve(edges)
         edge, origin, to, wanted = np.empty((4, edges), np.int64)
         moved, most = np.empty((2, edges), np.float32)
@@ -410,7 +423,7 @@ class _Spread:
         )
         if wants:
             wanted = wanted[:wants]
-            self._judge(wanted, places.lanes, places.rows[wanted], places.region, places.known, places.gate)
+            yield from self._judge(wanted, places.lanes, places.rows[wanted], places.region, places.known, places.gate)
         reached = np.empty(places.count, np.int64)
         arrivals, self._actives, reaches = LOOPS.get(kernels.arrive, transfers)(
             transfers,
@@ -439,31 +452,31 @@ class _Spread:
         self._frontier = np.sort(reached[:reaches])
         self._hops.append(_Hop(origin[:arrivals], to[:arrivals], adjacency.refs[edge[:arrivals]]))
 
-    def _edges_of(self, firing: Ints) -> tuple[Adjacency, Ints, Ints]:
+    def _edges_of(self, firing: Ints) -> Team[tuple[Adjacency, Ints, Ints]]:
         """The edges of what fires.
 
         Returns:
-            The adjacency of the distinct rows; which of them each of `firing` [n] has; and how many of its edges each
-            may use, int64 [n].
+            An adjacency; whose edges in it each of `firing` [n] has; and how many of them it may use, int64 [n].
         """
         rows, budget = self._places.rows[firing], self._config.max_hop_edges
         if len(self._directions) == 1:
             share = max(1, budget // len(firing))
             # One more than may be used shows whether that is all.
-            found = self._graph.edges.out_edges(rows, share + 1)
-            return found, np.arange(len(rows)), np.full(len(rows), share)
+            found, begin = yield EdgesOf(rows, share + 1)
+            return found, np.arange(begin, begin + len(rows)), np.full(len(rows), share)
         lanes = self._places.lanes[firing]
         shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
         distinct, source = np.unique(rows, return_inverse=True)
-        return self._graph.edges.out_edges(distinct, int(shares.max()) + 1), source, shares
+        found, begin = yield EdgesOf(distinct, int(shares.max()) + 1)
+        return found, source + begin, shares
 
     # --- results
 
-    def results(self) -> list[Activation]:
+    def _results(self) -> Team[list[Activation]]:
         """The best of each lane."""
         config, places, lanes = self._config, self._places, len(self._directions)
         place, rows, energy, ends = self._chosen()
-        columns, where = self._read(rows, ["id", "vector"])
+        columns, where = yield from self._read(rows, ("id", "vector"))
         vectors = columns["vector"][where]
         lane = np.repeat(np.arange(lanes), np.diff(ends))
         cosine = np.empty(len(rows), np.float32)

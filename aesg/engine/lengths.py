@@ -33,7 +33,7 @@ class Lengths:
         self._graph = graph
         self._pruned = include_pruned
         self._generation = getattr(graph, "generation", None)
-        self._new: list[Floats] | None = None if self._generation is None else []
+        self._new: list[Floats] = []
         kept = None if self._generation is None else _kept.get(graph, {}).get(include_pruned)
         self._known = kept[1] if kept is not None and kept[0] == self._generation else None
 
@@ -48,14 +48,13 @@ class Lengths:
             return None
         return self._known[start:stop]
 
-    def measured(self, lengths: Floats, *, complete: bool) -> None:
-        """Take those of the next rows, [n]; `complete` is false when one cannot be expressed in float32."""
-        if not complete:
-            self._new = None
-        if self._new is not None:
+    def measured(self, lengths: Floats) -> None:
+        """Take those of the next rows, [n]."""
+        if self._generation is not None:
             self._new.append(lengths)
 
     def keep(self) -> None:
         """Remember what was measured, unless the store has changed meanwhile."""
         if self._known is None and self._new and self._graph.generation == self._generation:  # type: ignore[attr-defined]
+            assert self._generation is not None
             _kept.setdefault(self._graph, {})[self._pruned] = (int(self._generation), np.concatenate(self._new))

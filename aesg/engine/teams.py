@@ -1,60 +1,108 @@
-"""Work on many lanes, shared out among the cores.
+"""Teams of lanes: what each wants to know of the graph is asked for all of them at once.
 
-What a team of lanes does in compiled loops, in vector products and in the seed index runs without the GIL. Each lane's
-result does not depend on its company, so nor does it depend on the number of cores.
+A team is a generator. It yields questions, `NodesOf` or `EdgesOf`, and is sent answers; in between it works in compiled
+loops and array operations, on a core of its own where there is one. A lane's result does not depend on its company, so
+nor does it depend on the number of cores.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
-from itertools import chain, pairwise
-from typing import Final, TypeVar
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, TypeAlias, TypeVar
 
-_T = TypeVar("_T")
+import numpy as np
+import numpy.typing as npt
+
+from aesg.protocols import Graph
+from aesg.records import Adjacency, Columns, Rows
+from aesg.threads import in_threads
 
 _SIZE: Final = 16
 """Lanes of a team: what they have met fits into a core's L2 cache (256 lanes at once take a third longer each), and the
 Python between the loops, which only one core runs at a time, is spread over enough of them."""
 
-_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
+
+@dataclass(frozen=True, slots=True)
+class NodesOf:
+    """What are these fields of these rows? Answered by columns, and where in them the answers begin.
+
+    Attributes:
+        rows: int64 [n].
+        fields: Names of node fields.
+    """
+
+    rows: Rows
+    fields: tuple[str, ...]
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+@dataclass(frozen=True, slots=True)
+class EdgesOf:
+    """Which edges leave these rows? Answered by an adjacency, and where in it the rows begin.
+
+    Attributes:
+        rows: int64 [n].
+        limit: At most so many of each row.
+    """
+
+    rows: Rows
+    limit: int
 
 
-def in_teams(work: Callable[[slice], list[_T]], lanes: int) -> list[_T]:
-    """What `work` gives for all lanes, called with slices of them."""
-    if lanes <= _SIZE:
-        return work(slice(0, lanes))
-    teams = -(-lanes // _SIZE)
-    bounds = [lanes * i // teams for i in range(teams + 1)]
-    slices = [slice(start, stop) for start, stop in pairwise(bounds)]
-    if cores() == 1:
-        return list(chain.from_iterable(map(work, slices)))
-    done = [_executor().submit(work, some) for some in slices]
-    wait(done)  # also when one raises: the others use what the caller lent them
-    return list(chain.from_iterable(one.result() for one in done))
+_T = TypeVar("_T")
+Question: TypeAlias = NodesOf | EdgesOf
+Team: TypeAlias = Generator[Question, Any, _T]
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
-    with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(cores(), "aesg-team")
-        return _pool
+def teams_of(lanes: int) -> list[slice]:
+    """The lanes of each team."""
+    number = -(-lanes // _SIZE)
+    return [slice(start, stop) for start, stop in pairwise(lanes * i // number for i in range(number + 1))]
 
 
-def _after_fork() -> None:
-    """The threads are the parent's; the child gets its own when it needs them."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+def together(graph: Graph, teams: Sequence[Team[_T]]) -> list[_T]:
+    """Run teams to their ends; what each returned."""
+    results: list[Any] = [None] * len(teams)
+    answers: list[Any] = [None] * len(teams)
+    going = list(range(len(teams)))
+    while going:
+        asked = in_threads(lambda i: _step(teams[i], answers[i], results, i), going)
+        questions = [(i, question) for i, question in zip(going, asked, strict=True) if question is not None]
+        _answer_nodes(graph, [(i, q) for i, q in questions if isinstance(q, NodesOf)], answers)
+        _answer_edges(graph, [(i, q) for i, q in questions if isinstance(q, EdgesOf)], answers)
+        going = [i for i, _ in questions]
+    return results
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+def _step(team: Team[_T], answer: Any, results: list[Any], i: int) -> Question | None:
+    """A team's next question; None when it has come to its end, and what it returned is among the results."""
+    try:
+        return team.send(answer)
+    except StopIteration as end:
+        results[i] = end.value
+        return None
+
+
+def _answer_nodes(graph: Graph, asked: Sequence[tuple[int, NodesOf]], answers: list[Any]) -> None:
+    for fields in {question.fields for _, question in asked}:
+        alike = [(i, question.rows) for i, question in asked if question.fields == fields]
+        rows, begins = _joined([rows for _, rows in alike])
+        columns: Columns = graph.nodes.read(rows, fields)
+        for (i, _), begin in zip(alike, begins, strict=True):
+            answers[i] = columns, begin
+
+
+def _answer_edges(graph: Graph, asked: Sequence[tuple[int, EdgesOf]], answers: list[Any]) -> None:
+    if asked:
+        rows, begins = _joined([question.rows for _, question in asked])
+        found: Adjacency = graph.edges.out_edges(rows, max(question.limit for _, question in asked))
+        for (i, _), begin in zip(asked, begins, strict=True):
+            answers[i] = found, begin
+
+
+def _joined(lists: Sequence[Rows]) -> tuple[Rows, Sequence[int]]:
+    if len(lists) == 1:
+        return lists[0], [0]
+    ends: npt.NDArray[np.int64] = np.cumsum([len(rows) for rows in lists])
+    return np.concatenate(lists), [0, *ends[:-1].tolist()]

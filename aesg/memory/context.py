@@ -5,15 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aesg.engine.activation import Activation
 from aesg.records import Ids
+
+
+class Ways(Protocol):
+    """Transfers of energy of one lane: an array int64 [P, 2], or what becomes one when it is asked for."""
+
+    def tolist(self) -> Any:
+        """[source row, target row] of each."""
+
+
+class Lanewise(Protocol):
+    """The transfers of each lane."""
+
+    def __getitem__(self, lane: int, /) -> Ways: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +55,7 @@ class RetrievedContext:
     num_primary: int
     dim: int
     cut: bool
-    _paths: npt.NDArray[np.int64] = field(repr=False)
+    _paths: Ways = field(repr=False)
 
     @cached_property
     def paths(self) -> list[list[int]]:
@@ -103,7 +115,7 @@ class BatchContext:
     ) -> None:
         counts = [len(a.rows) for a in activations]
         self._ends = np.cumsum([0, *counts]).tolist()
-        self._paths = [a.paths for a in activations]
+        self._paths: Lanewise = [a.paths for a in activations]
         self.num_primary = num_primary
         self.dim = dim
         self.explanation = explanation

@@ -22,7 +22,7 @@ from aesg.engine import structure
 from aesg.engine.activation import Activation, Energies, activate
 from aesg.engine.consolidation import Report, consolidate
 from aesg.engine.novelty import NoveltyCounter, centroid_score, explanation_score
-from aesg.engine.plasticity import link_newborn
+from aesg.engine.plasticity import credit, link_newborn
 from aesg.errors import (
     FormatVersionError,
     InvalidInputError,
@@ -32,6 +32,8 @@ from aesg.errors import (
 )
 from aesg.memory.compat import CognitiveEngine, Logger, Storage
 from aesg.memory.context import BatchContext, RetrievedContext
+from aesg.memory.mirror import DeviceCache, Mirrors
+from aesg.memory.mirror_recall import recall
 from aesg.memory.session import Session, attach
 from aesg.memory.state import Lanes, carried_on
 from aesg.protocols import Graph, GraphStore
@@ -62,8 +64,11 @@ class AESGMemory(nn.Module):
         device: Where the contexts of NumPy queries lie. A tensor's context lies on the tensor's device.
         backend: The backend's name, for a path that does not exist yet.
         mode: "a" reads and writes and creates what is not there; "r" reads.
+        device_cache: True keeps a copy of the graph in the memory of each device from which it is asked, where large
+            batches are answered in `eval()`; "half" searches it in float16. See docs/gpu.md.
 
     Raises:
+        CapacityError: A device has too little memory for its copy; raised by the first query from there.
         SchemaMismatchError: The store's vectors have another length than `config.vector_dim`.
         LockedError: Another process writes to it.
         NotFoundError: mode="r" and there is nothing.
@@ -77,11 +82,13 @@ class AESGMemory(nn.Module):
         backend: str | None = None,
         *,
         mode: Literal["a", "r"] = "a",
+        device_cache: DeviceCache = False,
     ) -> None:
         super().__init__()
         dim = None if config is None else config.vector_dim
         self.directory = os.fspath(directory)
         self.device = torch.device("cpu" if device is None else device)
+        self._mirrors = Mirrors(device_cache)
         self._handle = attach(directory, mode, backend, dim, AESGConfig().vector_dim)
         store = self._handle.session.store
         self._url, self._uuid = store.url, store.uuid
@@ -208,10 +215,15 @@ class AESGMemory(nn.Module):
         """Retrieve for parsed arguments: learn when training, read otherwise."""
         session = self._handle.session
         if self.training and not session.read_only:
-            with session.learning(self.config.commit_interval, settled=False) as graph:
+            with session.learning(self.config.commit_interval) as graph:
                 return self._answer(graph, asked, extra, session, learns=True)
         with session.reading() as graph:
-            return self._answer(graph, asked, extra, session, learns=False)
+            mirror = self._mirrors.of(graph, session.store, self.config, asked.device)
+            if mirror is None:
+                return self._answer(graph, asked, extra, session, learns=False)
+            _check_seeds(extra, mirror.count, self._url)
+            lanes = self._lanes.resize(len(asked.vectors), era=session.era, forget=self._novelty.reset_lane)
+            return recall(mirror, self.config, asked.vectors, extra, lanes, asked.dtype, self._url)
 
     def _answer(
         self, graph: Graph, asked: Query, extra: list[Energies | None], session: Session, *, learns: bool
@@ -246,7 +258,7 @@ class AESGMemory(nn.Module):
                 again = activate(graph, config, queries[due], before, [extra[i] for i in due])
                 for i, row, activation in zip(due, rows.tolist(), again, strict=True):
                     born[i], activations[i] = row, activation
-            session.credit(config, activations, [lane.first for lane in lanes])
+            credit(graph, config, activations, [lane.first for lane in lanes])
 
         for lane, activation in zip(lanes, activations, strict=True):
             lane.follow(activation, config.num_primary)
@@ -365,6 +377,10 @@ class AESGMemory(nn.Module):
         """
         self._handle.session.save()
 
+    def index_stats(self) -> dict[str, Any]:
+        """Figures of the seed index: its kind and state, rows indexed and waiting, recall of its self-check, bytes."""
+        return self._handle.session.index.stats()
+
     def refresh(self) -> bool:
         """For a memory that only reads: move to the newest commit, and forget the context if there was a newer one.
 
@@ -375,6 +391,7 @@ class AESGMemory(nn.Module):
 
     def close(self) -> None:
         """Commit and let the store go; the last memory of the process to do so closes it. Closing twice is no error."""
+        self._mirrors.forget()
         self._handle.close()
 
     def __enter__(self) -> Self:

@@ -13,10 +13,8 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, Final
 
 import numpy as np
@@ -25,18 +23,14 @@ import numpy.typing as npt
 from aesg.backends import registry
 from aesg.backends.registry import Mode
 from aesg.backends.url import StoreURL
-from aesg.config import AESGConfig
-from aesg.engine.activation import Activation
-from aesg.engine.plasticity import credit
 from aesg.engine.structure import create_sensory
 from aesg.errors import AESGError, ClosedError, InvalidInputError, LockedError, ReadOnlyError, TransactionError
+from aesg.memory.seeding import seed_index
 from aesg.protocols import Graph, GraphStore, Transaction
 from aesg.records import Vectors
 
 QUEUE_BYTES: Final = 1 << 18
 """Concepts that come one by one wait in a queue of this size: one append for a thousand costs what one for one does."""
-CREDITS: Final = 64
-"""So many queries' credits are applied together: several times as fast as one after the other."""
 
 
 class Session:
@@ -47,6 +41,7 @@ class Session:
 
     Attributes:
         store: The opened store.
+        index: Its seed index.
         era: Counts the times when rows given out before stopped to mean what they meant: uncommitted learning was lost
             because a write or a commit failed, or a reader moved to a newer commit.
         key: Its place in the registry.
@@ -58,6 +53,7 @@ class Session:
 
     def __init__(self, store: GraphStore, key: Hashable) -> None:
         self.store = store
+        self.index = seed_index(store)
         self.key = key
         self.era = 0
         self.references = 1
@@ -73,7 +69,6 @@ class Session:
         self._queue: Vectors = np.empty((0, store.vector_dim), np.float32)
         self._queued = 0
         self._queue_row = 0
-        self._credits: list[tuple[AESGConfig, Activation, int | None]] = []
 
     @property
     def read_only(self) -> bool:
@@ -89,16 +84,11 @@ class Session:
             return
         with self._lock:
             self._append_queue()
-            self._apply_credits()
             yield self._transaction or self.store
 
     @contextmanager
-    def learning(self, interval: float, *, settled: bool = True) -> Iterator[Graph]:
+    def learning(self, interval: float) -> Iterator[Graph]:
         """The graph to write to; committed within `interval` seconds.
-
-        Args:
-            interval: In seconds; 0 commits at the end of the block.
-            settled: Whether the credits of all queries have to be in it.
 
         When the block raises in the middle of a write, everything since the last commit is gone (a graph is never left
         half-written); when it raises between two writes, the first one stays.
@@ -109,8 +99,6 @@ class Session:
         with self._lock:
             transaction = self._begin(interval)
             self._append_queue()
-            if settled or len(self._credits) >= CREDITS:
-                self._apply_credits()
             try:
                 yield transaction
             except BaseException:
@@ -141,16 +129,6 @@ class Session:
                 self.commit()
             return self._queue_row + place
 
-    def credit(self, config: AESGConfig, activations: Sequence[Activation], previous: Sequence[int | None]) -> None:
-        """Credit what queries activated: soon, and before anybody looks. To be called while `learning`.
-
-        Args:
-            config: By whose rates.
-            activations: What each lane's query activated.
-            previous: Each lane's first concept of the query before, None where there is none.
-        """
-        self._credits += [(config, *one) for one in zip(activations, previous, strict=True)]
-
     def commit(self) -> None:
         """Commit what was learned.
 
@@ -162,10 +140,10 @@ class Session:
             if self._transaction is None:
                 return
             self._append_queue()
-            self._apply_credits()
             self._stop_timer()
             try:
                 self._transaction.commit()
+                self.index.committed(self._transaction)
             except BaseException:
                 self._lose()
                 raise
@@ -178,6 +156,7 @@ class Session:
             self.commit()
             if not self.read_only:
                 self.store.flush()
+                self.index.save()
 
     def refresh(self) -> bool:
         """Move a read-only store to the newest commit; True when that changed anything."""
@@ -196,6 +175,7 @@ class Session:
             finally:
                 self._stop_timer()
                 self._transaction = None
+                self.index.close()
                 self.store.close()
 
     def _begin(self, interval: float) -> Transaction:
@@ -207,6 +187,7 @@ class Session:
                     "to write, open it in the process that writes"
                 )
             self._transaction = self.store.transaction()
+            self.index.begun(self._transaction)
         due = time.monotonic() + interval
         if interval > 0 and due < self._due:  # memories that share a store may differ in their patience
             self._stop_timer()
@@ -229,19 +210,6 @@ class Session:
             self._look_after(self._transaction)
             raise
 
-    def _apply_credits(self) -> None:
-        if not self._credits:
-            return
-        assert self._transaction is not None  # there are some only while one is open
-        waiting, self._credits = self._credits, []
-        try:
-            for config, given in groupby(waiting, key=itemgetter(0)):
-                _, activations, previous = zip(*given, strict=True)
-                credit(self._transaction, config, activations, previous)
-        except BaseException:
-            self._look_after(self._transaction)
-            raise
-
     def _look_after(self, transaction: Transaction) -> None:
         """After an exception: a transaction rolls itself back when one of its writes fails half-way."""
         try:
@@ -255,7 +223,6 @@ class Session:
     def _lose(self) -> None:
         """What was not committed is gone; the next step begins a new transaction, if the store can still be used."""
         self._queued = 0
-        self._credits = []
         self.era += 1
         try:
             len(self.store.nodes)
@@ -304,7 +271,6 @@ class Session:
         self._due = math.inf
         self._failure = None
         self._queued = 0
-        self._credits = []
         self._forked = True
 
 

@@ -7,12 +7,8 @@ when a frontier's edges lie all over the store.
 
 from __future__ import annotations
 
-import os
-import threading
 import zlib
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from typing import Any, Final
@@ -24,6 +20,7 @@ from aesg.backends.blocks.container import Block, BlockContainer, Column, Key
 from aesg.backends.blocks.layout import CHECKSUMS
 from aesg.errors import CorruptionError
 from aesg.records import Rows
+from aesg.threads import in_threads, parts
 
 _ADDRESSES: Final = 1 << 47
 """User addresses of 64-bit systems lie below, unless a process asks for more."""
@@ -31,7 +28,6 @@ _ORIGIN: Final = 16
 """NumPy takes address 0 for no array at all."""
 _WIDE: Final = 1 << 14
 """Bytes of a row from which a loop over rows costs nothing beside the copying."""
-_THREADS: Final = 4
 _WORTH_THREADS: Final = 1 << 22
 """Bytes from which on threads save more than it takes to start them."""
 _ABSENT: Final = -(1 << 62)
@@ -68,29 +64,11 @@ def checksum(block: Block) -> int:
 
 
 def checksums_of(blocks: Sequence[Block]) -> list[int]:
-    """CRC-32 of each block; of many by some threads at once, for zlib does not hold the GIL meanwhile."""
-    found: list[int | None] = [None] * len(blocks)
-    waiting = deque(range(len(blocks)))
-
-    def work() -> None:
-        with suppress(IndexError):
-            while True:
-                number = waiting.popleft()
-                found[number] = checksum(blocks[number])
-
-    helpers: list[threading.Thread] = []
-    if sum(block.nbytes for block in blocks) >= _WORTH_THREADS:
-        # At the end of the process no thread can be started any more: then this one does everything.
-        with suppress(RuntimeError):
-            for _ in range(min(_THREADS, os.cpu_count() or 1) - 1):
-                helper = threading.Thread(target=work, name="aesg-checksums")
-                helper.start()
-                helpers.append(helper)
-    work()
-    for helper in helpers:
-        helper.join()
-    # What a helper had taken when it failed is done, or fails, here.
-    return [checksum(blocks[number]) if crc is None else crc for number, crc in enumerate(found)]
+    """CRC-32 of each block; of many by all cores, for zlib does not hold the GIL meanwhile."""
+    size = sum(block.nbytes for block in blocks)
+    shares = parts(len(blocks), 1) if size >= _WORTH_THREADS else [slice(None)]
+    found = in_threads(lambda some: [checksum(block) for block in blocks[some]], shares)
+    return [crc for share in found for crc in share]
 
 
 class LoadedColumn:

@@ -66,7 +66,7 @@ _prefetch: Any = intrinsic(_prefetching)
 _copy: Any = intrinsic(_copying)
 
 
-def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int) -> Bytes:
+def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int, out: Bytes) -> None:
     """The `width` bytes at `offset` of records of `item` bytes, one after the other.
 
     Args:
@@ -75,6 +75,7 @@ def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int) -> Bytes
         item: Bytes of a record.
         offset: Where in a record they are.
         width: How many.
+        out: Out: uint8 [n * width].
 
     Raises:
         IndexError: A row that the file does not have.
@@ -83,7 +84,6 @@ def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int) -> Bytes
     for i in range(len(rows)):
         if rows[i] < 0 or rows[i] >= count:
             raise IndexError("a row outside the file")
-    out = np.empty(len(rows) * width, np.uint8)
     for i in range(len(rows) + _AHEAD):
         if i < len(rows):
             at = rows[i] * item + offset
@@ -92,7 +92,6 @@ def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int) -> Bytes
             _prefetch(file, at + width - 1)
         if i >= _AHEAD:
             _copy(out, (i - _AHEAD) * width, file, rows[i - _AHEAD] * item + offset, width)
-    return out
 
 
 SIGNATURE: Final = (
@@ -101,4 +100,5 @@ SIGNATURE: Final = (
     types.int64,
     types.int64,
     types.int64,
+    types.uint8[::1],
 )

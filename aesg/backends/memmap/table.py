@@ -19,6 +19,7 @@ import numpy.typing as npt
 from aesg.backends.files import os_errors, sync_data, write_all
 from aesg.backends.memmap.kernels import LOOPS
 from aesg.records import Columns
+from aesg.threads import in_threads, parts
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +28,8 @@ _FEW: Final = 256
 _WRITE: Final = 1 << 19
 """Bytes of one write. The page cache keeps together what one write brings, up to megabytes; and the first store into a
 page since it was written to the disk costs the more, the more is kept together with it."""
+_WORTH_A_THREAD: Final = 4096
+"""Rows to gather that are worth waking a thread for."""
 _ROW_BYTES: Final = 8
 """What a cell takes beside its value."""
 
@@ -100,7 +103,15 @@ class RecordFile:
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
         item, offset = self._items[field]
         if item.kind == "V" and (compiled := LOOPS.gatherer(len(rows))) is not None:
-            return self._typed(field, compiled(self._bytes, rows, self.dtype.itemsize, offset, item.itemsize))
+            width = item.itemsize
+            out = np.empty(len(rows) * width, np.uint8)
+
+            def copy(some: slice) -> None:
+                into = out[some.start * width : some.stop * width]
+                compiled(self._bytes, rows[some], self.dtype.itemsize, offset, width, into)
+
+            in_threads(copy, parts(len(rows), _WORTH_A_THREAD))
+            return self._typed(field, out)
         return self._typed(field, self.views[field][rows])
 
     def chunk(self, field: str, start: int, stop: int) -> Array:

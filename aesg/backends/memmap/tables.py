@@ -26,6 +26,7 @@ from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError
 from aesg.records import EVENT_DTYPE, JSON, Adjacency, Columns, Ids, Refs, Rows
+from aesg.threads import in_threads, parts
 
 _EDGES_AT_ONCE: Final = 1 << 20
 """Edges linked in one go: bounds the memory that an append of any size takes."""
@@ -34,6 +35,8 @@ _PIECE: Final = 1 << 20
 _MANY: Final = 16
 """Ids from which on it is worth looking whether they are known."""
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
+_WORTH_A_THREAD: Final = 1024
+"""Lists to walk that are worth waking a thread for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +316,13 @@ class MemmapTables(WritableTables):
         return index.lookup(ids, self._ids, partial(find, file.views["id"], self.files.seen_ids(), file.count))
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        shares = parts(len(rows), _WORTH_A_THREAD)
+        if len(shares) > 1 and not isinstance(self.edges, PendingRecords) and LOOPS.find is not None:
+            self.rows_of(np.empty(0, np.uint64))  # takes in what is new, which only one may do
+            return Adjacency.joined(in_threads(lambda some: self._out_edges(rows[some], limit), shares))
+        return self._out_edges(rows, limit)
+
+    def _out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         lists = self._lists(rows, limit)
         values: Columns = {"weight": lists.weight, "confidence": lists.confidence, "use_count": lists.use_count}
         if isinstance(self.edges, PendingRecords):

@@ -1,0 +1,134 @@
+"""`aesg index`: the seed index of a store, to look at, build, check and drop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aesg.backends.registry import index_of, open
+from aesg.engine.index.owner import LEAST_RECALL, Progress, SeedIndex
+from aesg.engine.index.sidecar import Sidecar
+from aesg.errors import NotFoundError, UnsupportedError
+from aesg.protocols import GraphStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show(url: str) -> dict[str, Any]:
+    """What index files lie beside a store; JSON-able."""
+    with open(url, mode="r") as store:
+        kind, folder = index_of(store)
+        found: dict[str, Any] = {"url": store.url, "index": kind, "nodes": len(store.nodes), "folder": None}
+        if folder is None:
+            return found
+        sidecar = Sidecar(folder, store.uuid, store.vector_dim)
+        header = sidecar.header()
+        found |= {"folder": str(folder), "built": header is not None}
+        if header is not None:
+            found |= {
+                "rows": header.rows,
+                "up_to_date": header.generation == store.generation,
+                "recall": header.recall,
+                "expansion": header.expansion,
+                "bytes_on_disk": sidecar.nbytes,
+            }
+        return found
+
+
+def build(url: str, console: Console | None) -> dict[str, Any]:
+    """Build the index anew and save it; what it is then, JSON-able. Progress is shown on a console."""
+    with open(url, mode="a") as store:
+        index = _forced(store)
+        try:
+            with _Bars(console) as progress:
+                index.rebuild(progress)
+            found = index.stats()
+        finally:
+            index.close()
+        return {"url": store.url, **found}
+
+
+def check(url: str, console: Console | None) -> dict[str, Any]:
+    """Compare the index with exact scans; JSON-able, "good" says whether it finds enough."""
+    with open(url, mode="r") as store:
+        index = _forced(store)
+        try:
+            folder = index_of(store)[1]
+            if folder is None or Sidecar(folder, store.uuid, store.vector_dim).header() is None:
+                raise NotFoundError(f"{store.url} has no seed index; build one with --build")
+            with _Bars(console) as progress:
+                index.bring_up(progress)
+                found = index.check()
+            stats = index.stats()
+        finally:
+            index.close()
+        return {
+            "url": store.url,
+            "recall": found.recall,
+            "queries": found.queries,
+            "least": LEAST_RECALL,
+            "good": found.recall >= LEAST_RECALL,
+            "stats": stats,
+        }
+
+
+def drop(url: str) -> dict[str, Any]:
+    """Delete the index files; whether there were any, JSON-able."""
+    with open(url, mode="a") as store:
+        index = _forced(store)
+        try:
+            return {"url": store.url, "dropped": index.drop()}
+        finally:
+            index.close()
+
+
+def show_found(found: dict[str, Any], console: Console) -> None:
+    """Print what one of the above found."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console.print(Text(found["url"], "bold cyan"), soft_wrap=True)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, value in {**found, **found.get("stats", {})}.items():
+        if name not in ("url", "stats") and value is not None:
+            plain = isinstance(value, bool) or not isinstance(value, int)
+            table.add_row(Text(name), Text(str(value) if plain else f"{value:,}"))
+    console.print(table)
+
+
+def _forced(store: GraphStore) -> SeedIndex:
+    """The store's index, however large the store is."""
+    folder = index_of(store)[1]
+    if folder is None:
+        raise UnsupportedError(f"{store.url}: there is no local place beside this store to keep an index")
+    return SeedIndex(store, "hnsw", folder)
+
+
+class _Bars:
+    """A progress bar for each thing that an index does; none without a console."""
+
+    def __init__(self, console: Console | None) -> None:
+        self._console = console
+
+    def __enter__(self) -> Progress | None:
+        if self._console is None:
+            return None
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        self._bars = Progress(*columns, console=self._console)
+        self._bars.start()
+        tasks: dict[str, Any] = {}
+
+        def tell(doing: str, done: int, of: int) -> None:
+            if doing not in tasks:
+                tasks[doing] = self._bars.add_task(doing, total=of)
+            self._bars.update(tasks[doing], completed=done, total=of)
+
+        return tell
+
+    def __exit__(self, *_: object) -> None:
+        if self._console is not None:
+            self._bars.stop()
