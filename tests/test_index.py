@@ -87,12 +87,29 @@ def test_a_lane_does_not_depend_on_its_company(indexed):
         assert alone.cosines.tolist() == together.cosines.tolist()
 
 
-def test_0_3_0s_pruned_seeds_are_always_scanned_for(indexed):
-    store = filled("memory:", VECTORS, is_active=(np.arange(N) % 2).astype(np.uint8))
+def test_0_3_0s_pruned_seeds_are_scanned_for(indexed):
+    store = filled("memory:", VECTORS)
     index = indexed(store)
-    index.candidates = None  # not to be called
+    assert index.candidates(store, VECTORS[:1], 10, 0.0, include_pruned=True) is not None  # there are none
+    store.nodes.write([0], is_active=0)
+    assert index.bring_up()
+    assert index.candidates(store, VECTORS[:1], 10, 0.0) is not None
+    assert index.candidates(store, VECTORS[:1], 10, 0.0, include_pruned=True) is None
     (found,) = nearest(store, VECTORS[:1], 10, 0.0, include_pruned=True)
     assert found.rows[0] == 0
+
+
+def test_0_3_0s_pruned_seeds_among_the_newest_are_scanned_for(indexed):
+    store = filled("memory:", VECTORS)
+    index = indexed(store)
+    index._batch = N
+    with store.transaction() as transaction:
+        index.begun(transaction)
+        new = NodeBatch(VECTORS[:3], columns={"is_active": np.array([1, 0, 1], np.uint8)})
+        transaction.nodes.append(new)
+        assert index.candidates(transaction, VECTORS[:1], 10, 0.0) is not None
+        assert index.candidates(transaction, VECTORS[:1], 10, 0.0, include_pruned=True) is None
+        transaction.rollback()
 
 
 def test_equal_vectors_by_the_thousand_harm_nobody(indexed):
@@ -517,7 +534,7 @@ def test_a_memory_uses_it_and_says_so(tmp_path):
         assert index is not None
         assert index.bring_up()
         asked = []
-        real, index.candidates = index.candidates, lambda *args: asked.append(real(*args)) or asked[-1]
+        real, index.candidates = index.candidates, lambda *args, **how: asked.append(real(*args, **how)) or asked[-1]
         for query in ASKED[:10]:  # it learns, in a transaction that stays open
             memory(query)
         memory.save()

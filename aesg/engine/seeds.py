@@ -80,7 +80,7 @@ def nearest(
         queries: float32 [B, D].
         k: At least 1.
         min_similarity: Exclusive.
-        include_pruned: Pruned rows count too (0.3.0); the search is exact then.
+        include_pruned: Pruned rows count too (0.3.0); where there are any, the search is exact.
         index: Where candidates may come from; None takes what was announced for the graph, if anything was.
     """
     directions = units(queries)
@@ -89,7 +89,7 @@ def nearest(
     if not len(asking):
         return found
     wanted = directions[asking]
-    best = _indexed(graph, wanted, k, min_similarity, index) if not include_pruned else None
+    best = _indexed(graph, wanted, k, min_similarity, include_pruned, index)
     if best is None:
         best = exact(graph, wanted, k, min_similarity, include_pruned=include_pruned)
     for lane, one in zip(asking.tolist(), best, strict=True):
@@ -119,11 +119,13 @@ def exact(
 
 
 def _indexed(
-    graph: Graph, directions: Vectors, k: int, min_similarity: float, index: Source | None
+    graph: Graph, directions: Vectors, k: int, min_similarity: float, include_pruned: bool, index: Source | None
 ) -> list[Nearest] | None:
     """`nearest` by an index; None where there is none, or not one that knows the graph as it is."""
     index = source_of(graph) if index is None else index
-    candidates = None if index is None else index.candidates(graph, directions, k, min_similarity)
+    if index is None:
+        return None
+    candidates = index.candidates(graph, directions, k, min_similarity, include_pruned=include_pruned)
     if candidates is None:
         return None
     try:

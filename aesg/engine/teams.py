@@ -19,7 +19,7 @@ from aesg.protocols import Graph
 from aesg.records import Adjacency, Columns, Rows
 from aesg.threads import in_threads
 
-_SIZE: Final = 16
+_SIZE: Final = 24
 """Lanes of a team: what they have met fits into a core's L2 cache (256 lanes at once take a third longer each), and the
 Python between the loops, which only one core runs at a time, is spread over enough of them."""
 

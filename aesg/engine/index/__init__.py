@@ -16,7 +16,9 @@ from aesg.records import Rows, Vectors
 class Source(Protocol):
     """Something that knows candidates."""
 
-    def candidates(self, graph: Graph, directions: Vectors, k: int, min_similarity: float) -> tuple[Rows, Rows] | None:
+    def candidates(
+        self, graph: Graph, directions: Vectors, k: int, min_similarity: float, *, include_pruned: bool = False
+    ) -> tuple[Rows, Rows] | None:
         """(lane, row) of what may be among each direction's `k` best, int64 [n] each; may repeat.
 
         Args:
@@ -24,9 +26,10 @@ class Source(Protocol):
             directions: float32 [B, D], at length 1.
             k: How many are wanted.
             min_similarity: Rows below this cosine are of no interest.
+            include_pruned: Pruned rows count too.
 
         Returns:
-            None: it does not know the graph as it is; scan.
+            None: it does not know the graph as it is, or there are pruned rows that count; scan.
         """
 
 

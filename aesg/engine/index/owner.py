@@ -201,13 +201,17 @@ class SeedIndex:
 
     # --- what queries ask
 
-    def candidates(self, graph: Graph, directions: Vectors, k: int, min_similarity: float) -> tuple[Rows, Rows] | None:
+    def candidates(
+        self, graph: Graph, directions: Vectors, k: int, min_similarity: float, *, include_pruned: bool = False
+    ) -> tuple[Rows, Rows] | None:
         """See `aesg.engine.index.Source`."""
         if self._poor():
             return None
-        return self.find(graph, directions, k, min_similarity)
+        return self.find(graph, directions, k, min_similarity, include_pruned=include_pruned)
 
-    def find(self, graph: Graph, directions: Vectors, k: int, min_similarity: float) -> tuple[Rows, Rows] | None:
+    def find(
+        self, graph: Graph, directions: Vectors, k: int, min_similarity: float, *, include_pruned: bool = False
+    ) -> tuple[Rows, Rows] | None:
         """The same, however poor the index is."""
         count = len(graph.nodes)
         if not self._wanted(count):
@@ -226,6 +230,8 @@ class SeedIndex:
             if hnsw is None or not trusted or hnsw.busy or not 0 <= waiting <= self._room:
                 return None
             newest = self._buffer.upto(graph, count) if waiting else None
+            if include_pruned and (roster.seedless or (newest is not None and np.isnan(newest[1]).any())):
+                return None  # who was pruned is not in here
         lanes, slots = hnsw.search(directions, _WIDE * k)
         with self._lock:
             places, rows = roster.expand(slots, k + SPARE)
@@ -649,8 +655,10 @@ class _Anyway:
     def __init__(self, index: SeedIndex) -> None:
         self._index = index
 
-    def candidates(self, graph: Graph, directions: Vectors, k: int, min_similarity: float) -> tuple[Rows, Rows] | None:
-        return self._index.find(graph, directions, k, min_similarity)
+    def candidates(
+        self, graph: Graph, directions: Vectors, k: int, min_similarity: float, *, include_pruned: bool = False
+    ) -> tuple[Rows, Rows] | None:
+        return self._index.find(graph, directions, k, min_similarity, include_pruned=include_pruned)
 
 
 def _reseeded(graph: Graph) -> bool:

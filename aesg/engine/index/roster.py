@@ -47,12 +47,14 @@ class Roster:
 
     Attributes:
         rows: int32 [slots], the row that each slot stands for, -1 for none.
+        seedless: How many rows cannot seed.
     """
 
     def __init__(self) -> None:
         self.rows = np.empty(0, np.int32)
         self._prints = np.empty(0, np.uint64)
         self._count = 0
+        self.seedless = 0
         self._twin = np.empty(0, np.int32)  # the next row of equal print; from the last one, the first
         self._table = np.zeros(1 << 10, np.int32)  # print → the last row that has it, plus 1; 0 where free
         self._taken = 0
@@ -88,6 +90,7 @@ class Roster:
             self._prints = _grown(self._prints, room)
             self._twin = _grown(self._twin, room)
         self._prints[first:count] = prints
+        self.seedless += len(prints) - int(np.count_nonzero(prints))
         if 2 * count > len(self._table):
             self._table = np.zeros(1 << (2 * count).bit_length(), np.int32)
             first = 0
