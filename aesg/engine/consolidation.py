@@ -14,6 +14,8 @@ from aesg.engine.structure import restructure
 from aesg.protocols import Graph
 from aesg.records import Columns, EventType, Ids, Rows, events
 
+_EVENTS = 1 << 14
+"""Events that are written at once: they stay in a core's cache from their making to their writing."""
 _YOUNG = 5
 """Nodes are safe until they are older than so many epochs (0.3.0's number)."""
 
@@ -47,7 +49,8 @@ def consolidate(graph: Graph, config: AESGConfig) -> Report:
     epoch = _epoch(graph)
     active, pruned = _age_and_prune(graph, config)
     ids = _ids(graph, pruned)
-    graph.events.append(events(EventType.PRUNE, ids))
+    for start in range(0, len(ids), _EVENTS):
+        graph.events.append(events(EventType.PRUNE, ids[start : start + _EVENTS]))
     graph.events.append(events(EventType.CONSOLIDATE, epoch, active))
     removed = _decay_edges(graph, config)
     interval = config.consolidation_epoch_interval

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -28,6 +28,8 @@ _FEW: Final = 256
 _WRITE: Final = 1 << 19
 """Bytes of one write. The page cache keeps together what one write brings, up to megabytes; and the first store into a
 page since it was written to the disk costs the more, the more is kept together with it."""
+CACHE_LINE: Final = 64
+"""Bytes that a processor fetches together."""
 _WORTH_A_THREAD: Final = 4096
 """Rows to gather that are worth waking a thread for."""
 _ROW_BYTES: Final = 8
@@ -44,6 +46,9 @@ class Records(Protocol):
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         """One field of start:stop."""
+
+    def columns(self, fields: Sequence[str], start: int, stop: int) -> Columns:
+        """Several fields of start:stop: those that lie close together are fetched together."""
 
 
 class RecordFile:
@@ -80,6 +85,7 @@ class RecordFile:
             mapping = mmap.mmap(self.fd, self.capacity * self.dtype.itemsize, access=access)
         self._bytes: Array = np.ndarray((self.capacity * self.dtype.itemsize,), np.uint8, mapping)
         self.whole: Array = np.ndarray((self.capacity,), f"V{self.dtype.itemsize}", mapping)
+        self._spans: dict[tuple[int, int], Array] = {}
         self.views: dict[str, Array] = {
             name: np.ndarray((self.capacity,), item, mapping, offset, (self.dtype.itemsize,))
             for name, (item, offset) in self._items.items()
@@ -116,6 +122,33 @@ class RecordFile:
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         return self._typed(field, self.views[field][start:stop].copy())
+
+    def columns(self, fields: Sequence[str], start: int, stop: int) -> Columns:
+        span = self.span(fields)
+        out: Columns = {}
+        if span is not None:
+            first, width = span
+            if (first, width) not in self._spans:
+                shape, stride = (self.capacity,), (self.dtype.itemsize,)
+                self._spans[span] = np.ndarray(shape, f"V{width}", self._bytes, first, stride)
+            near = self._spans[span][start:stop].copy().view(np.uint8)
+            for field in fields:
+                item, offset = self._items[field]
+                if item.kind != "V":
+                    out[field] = np.ndarray((stop - start,), item, near, offset - first, (width,)).copy()
+        for field in fields:
+            if field not in out:
+                out[field] = self.chunk(field, start, stop)
+        return {field: out[field] for field in fields}
+
+    def span(self, fields: Sequence[str]) -> tuple[int, int] | None:
+        """Where in a record the numbers among some fields lie, and how many bytes that is; None if not close."""
+        places = [(offset, item.itemsize) for item, offset in map(self._items.__getitem__, fields) if item.kind != "V"]
+        if len(places) < 2:
+            return None
+        first = min(offset for offset, _ in places)
+        width = max(offset + size for offset, size in places) - first
+        return (first, width) if width <= CACHE_LINE else None
 
     def records(self, rows: npt.NDArray[np.int64]) -> Array:
         """Whole records, a structured array [n]."""
@@ -302,12 +335,22 @@ class PendingRecords:
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         out = self.file.chunk(field, start, stop)
+        self._lay_over(field, out, start, stop)
+        return out
+
+    def columns(self, fields: Sequence[str], start: int, stop: int) -> Columns:
+        out = self.file.columns(fields, start, stop)
+        for field, column in out.items():
+            self._lay_over(field, column, start, stop)
+        return out
+
+    def _lay_over(self, field: str, out: Array, start: int, stop: int) -> None:
+        """Put into `out`, which has the field of start:stop, what was changed of it."""
         if field in self._cells:
             self._cells[field].lay_over_chunk(out, start)
         if field in self._columns and start < self._filled[field]:
             part = self._columns[field][start : min(stop, self._filled[field])]
             out[: len(part)] = part
-        return out
 
     def has_changed(self, field: str) -> bool:
         """Whether a committed row's field may differ from the file's."""

@@ -22,7 +22,7 @@ from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.ids import IdIndex
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
 from aesg.backends.memmap.kernels import LOOPS, NO_OVERLAY, BrokenListError, Lists, Overlay, Source
-from aesg.backends.memmap.table import PendingRecords, RecordFile, Records
+from aesg.backends.memmap.table import CACHE_LINE, PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError
 from aesg.records import EVENT_DTYPE, JSON, Adjacency, Columns, Ids, Refs, Rows
@@ -305,7 +305,12 @@ class MemmapTables(WritableTables):
         return {name: self.nodes.gather(name, rows) for name in fields}
 
     def node_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
-        return {name: self.nodes.chunk(name, start, stop) for name in fields}
+        return self.nodes.columns(fields, start, stop)
+
+    def node_bytes(self, fields: Sequence[str]) -> int:
+        # What lies in a line or two moves no other parts of the record.
+        near = "vector" not in fields and (len(fields) == 1 or self.files.nodes.span(fields) is not None)
+        return 2 * CACHE_LINE if near else super().node_bytes(fields)
 
     def rows_of(self, ids: Ids) -> Rows:
         index, find = self.files.index(), LOOPS.find
