@@ -309,7 +309,9 @@ def test_consecutive_concepts_are_linked_once_and_then_reinforced() -> None:
     credit(store, CONFIG, [returned(1)], [0])
     assert len(store.edges) == 1
     edges = store.edges.read([0])
-    np.testing.assert_allclose([edges["weight"], edges["confidence"]], [[1 - 0.98 * 2**-K], [1 - 0.8 * 2**-K]], rtol=1e-6)
+    np.testing.assert_allclose(
+        [edges["weight"], edges["confidence"]], [[1 - 0.98 * 2**-K], [1 - 0.8 * 2**-K]], rtol=1e-6
+    )
     assert edges["use_count"].tolist() == [1]
 
 

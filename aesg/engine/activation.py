@@ -480,7 +480,8 @@ class _Spread:
         vectors = columns["vector"][where]
         lane = np.repeat(np.arange(lanes), np.diff(ends))
         cosine = np.empty(len(rows), np.float32)
-        LOOPS.get(kernels.cosines, vectors.size)(vectors, lane, self._directions, cosine)
+        directed = np.empty(len(rows), np.bool_)
+        LOOPS.get(kernels.cosines, vectors.size)(vectors, lane, self._directions, cosine, directed)
         keys = (rows, -cosine, -energy) if config.tie_break == "cosine" else (-energy,)
         order = np.lexsort((*keys, lane))
         rank = np.arange(len(order)) - ends[lane]

@@ -320,18 +320,20 @@ def cosine_of(vector: Array, direction: Array) -> tuple[Any, bool]:
     return np.float32(max(-1.0, min(1.0, far / np.sqrt(wide)))), True
 
 
-def cosines(vectors: Array, lane: Array, directions: Array, out: Array) -> None:
+def cosines(vectors: Array, lane: Array, directions: Array, out: Array, directed: Array) -> None:
     """Cosines of vectors with their lanes' queries; 0 where either has no direction.
 
     Args:
         vectors: float32 [n, D].
         lane: int64 [n].
         directions: float32 [lanes, D].
-        out: float32 [n].
+        out: Out: float32 [n].
+        directed: Out: bool [n], whether both have one.
     """
     for i in range(len(vectors)):
-        cosine, _ = cosine_of(vectors[i], directions[lane[i]])
+        cosine, has = cosine_of(vectors[i], directions[lane[i]])
         out[i] = cosine
+        directed[i] = has
 
 
 def arrive(
@@ -551,7 +553,7 @@ def _signatures(types: Any) -> Sequence[Sequence[Any]]:
         (*table, i8),
         (*firing, *adjacency, f8, f4, f4, yes, f4, f4, *places, *transfers, ints, yes[::1]),
         (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, ints, u4s, i1s, f4s),
-        (wide, ints, wide, f4s),
+        (wide, ints, wide, f4s, yes[::1]),
         (i8, *transfers, u4s, yes, f4, f4, f4, yes, ints, u4s, i1s, f4s, f4s, f4s, ints, ints, i8, ints),
         (ints, ints, f4s, ints, i8, yes, ints, ints, ints, ints, f4s, ints),
         (wide, f4s, f4s),

@@ -11,16 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from aesg.engine import kernels
 from aesg.engine.index import Source, source_of
+from aesg.engine.kernels import LOOPS
 from aesg.engine.lengths import Lengths
-from aesg.engine.scan import HUGE, TINY, Floats, Scan, reciprocals, units
+from aesg.engine.scan import Floats, Scan, reciprocals, units
 from aesg.errors import NotFoundError
 from aesg.protocols import Graph
 from aesg.records import Columns, Rows, Vectors
+from aesg.threads import in_threads, parts
+
+_WORTH_A_THREAD: Final = 2048
+"""Vectors to compare that are worth waking a thread for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +43,20 @@ class Nearest:
     cosines: Floats
 
 
-def cosines(vectors: Vectors, directions: Vectors) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Cosine of each vector [n, D] with its unit direction [n, D] (or [1, D] for all).
+def cosines(vectors: Vectors, directions: Vectors, which: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Cosine of each vector [n, D] with a unit direction: row `which` [n] of `directions` [m, D].
 
     Returns:
-        float32 [n] in [-1, 1], 0 for a vector without a direction; and bool [n], whether it has one.
+        float32 [n] in [-1, 1], 0 where either has no direction; and bool [n], whether both have one.
     """
-    with np.errstate(all="ignore"):
-        squares = np.einsum("ij,ij->i", vectors, vectors)
-        out = np.einsum("ij,ij->i", vectors, directions) / np.sqrt(squares)
-    directed = (squares > TINY) & (squares < HUGE)
-    odd = np.flatnonzero(~directed)
-    if len(odd):
-        again = units(vectors[odd])
-        directed[odd] = again.any(axis=1)
-        out[odd] = np.einsum("ij,ij->i", again, directions[odd] if len(directions) > 1 else directions)
-    return np.clip(out, -1, 1, out=out), directed
+    out, directed = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.bool_)
+    vectors, loop = np.ascontiguousarray(vectors), LOOPS.get(kernels.cosines, vectors.size)
+
+    def compare(some: slice) -> None:
+        loop(vectors[some], which[some], directions, out[some], directed[some])
+
+    in_threads(compare, parts(len(vectors), _WORTH_A_THREAD))
+    return out, directed
 
 
 def read(graph: Graph, rows: Rows, fields: Sequence[str]) -> Columns:
@@ -155,8 +160,10 @@ def _ranked(
         min_similarity: See `nearest`.
         indexed: Candidates may repeat, or have been pruned.
     """
-    columns = read(graph, rows, ["vector", "is_active"] if indexed else ["vector"])
-    similarity, directed = cosines(columns["vector"], directions[lanes] if len(directions) > 1 else directions)
+    fields = ["vector", "is_active"] if indexed else ["vector"]
+    # In one lane hardly any row repeats.
+    columns = graph.nodes.read(rows, fields) if len(directions) == 1 else read(graph, rows, fields)
+    similarity, directed = cosines(columns["vector"], directions, lanes)
     order = np.lexsort((rows, -similarity, lanes))
     good = similarity > min_similarity
     if indexed:

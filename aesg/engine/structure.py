@@ -351,7 +351,7 @@ def _merge_alike(graph: Graph, threshold: float) -> None:
         pairs = np.unique(np.minimum(source, target)[good] * size + np.maximum(source, target)[good])
         older, younger = np.divmod(pairs, size)
         one, two = (read(graph, rows, ["vector"])["vector"] for rows in (older, younger))
-        cosine, _ = cosines(one, units(two))
+        cosine, _ = cosines(one, units(two), np.arange(len(one)))
         hit = (cosine >= threshold) & (cosine > 0)
         alike.append(pairs[hit])
         likeness.append(cosine[hit])
