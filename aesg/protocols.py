@@ -302,7 +302,7 @@ class EdgeStore(Protocol):
     def transform(
         self, fn: ColumnFn, reads: Sequence[str], writes: Sequence[str], returns: Sequence[str] = ()
     ) -> Columns:
-        """Update whole columns, as `NodeStore.transform`; "ref" is each edge's number. `fn` never sees removed edges."""
+        """Update whole columns, as `NodeStore.transform`; "ref" is each edge's number. Removed edges are not shown."""
 
 
 class EventLog(Protocol):
