@@ -287,12 +287,13 @@ class _Spread:
             return
         lane_of = np.repeat(np.array(lanes), counts)
         row_of = np.concatenate(rows)
-        energy = np.concatenate(energies).astype(np.float32, copy=False)
+        energy = np.concatenate(energies).astype(np.float32)
         region, known, gate = np.empty(total, np.uint32), np.empty(total, np.int8), np.empty(total, np.float32)
         yield from self._judge(np.arange(total), lane_of, row_of, region, known, gate)
         if any(kinds):
             kind = np.repeat(np.array(kinds), counts)
-            energy = np.where(kind == _GATED, energy * gate, energy)
+            fades = np.flatnonzero(kind == _GATED)
+            energy[fades] *= gate[fades]
             if config.seed_pruned:
                 kind[kind == _GATED] = _AS_IT_IS
             energy[(kind != _AS_IT_IS) & (known != kernels.ALIVE)] = 0
