@@ -759,3 +759,15 @@ def test_births_make_no_links_when_that_is_switched_off(tmp_path):
         for _ in range(3):
             memory.retrieve(np.array([0.5, 0.1, 0, 1, 0, 0, 0, 0], np.float32))
         assert (memory.storage.node_count, memory.storage.edge_count) == (4, 0)
+
+
+def test_a_context_says_when_a_hub_was_cut(tmp_path):
+    with AESGMemory(tmp_path / "memory", AESGConfig(vector_dim=4, max_hop_edges=5)) as memory:
+        rows = memory.add_concepts(np.concatenate([np.eye(4)[:2], np.zeros((20, 4))]))
+        memory.connect(np.full(20, rows[0]), rows[2:])
+        memory.connect(rows[1:2], rows[2:3])
+        memory.eval()
+        batch = memory.retrieve(np.eye(4)[:2])
+        assert batch.cut == [True, False]
+        assert [context.cut for context in batch] == [True, False]
+        assert {target for _, target in batch[0].paths} == set(rows[-5:].tolist())
