@@ -143,10 +143,11 @@ class Session:
             self._stop_timer()
             try:
                 self._transaction.commit()
-                self.index.committed(self._transaction)
             except BaseException:
                 self._lose()
                 raise
+            else:
+                self.index.committed(self._transaction)
             finally:
                 self._transaction = None  # not sooner: readers would miss what is being committed
 

@@ -13,7 +13,7 @@ records are still at hand when their values are copied.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.memmap.format import END
+from aesg.jit import compiled
 from aesg.records import Ids, Refs, Rows
 
 Array = npt.NDArray[Any]
@@ -194,27 +195,17 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
     overlay = [i8, u4, i8]
     walk = [i8, u8, i8, *overlay, u8, u8, f4, f4, u4, i8, *overlay]
     extending.register_jitable(_grown)
-    compiled = _njit(_walk, (*map(column, walk), i8, i8, i8, i8))
-    if compiled is _walk:  # NUMBA_DISABLE_JIT gives back what it was given
+    walking = compiled(_walk, (*map(column, walk), i8, i8, i8, i8))
+    if walking is _walk:  # NUMBA_DISABLE_JIT gives back what it was given
         return None
-    find = _njit(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8))
+    find = compiled(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8))
     try:
         from aesg.backends.memmap import gathering
 
-        return compiled, find, _njit(gathering.gather, gathering.SIGNATURE)
+        return walking, find, compiled(gathering.gather, gathering.SIGNATURE)
     except Exception as error:  # it is made of parts of numba that another version may not have
         warnings.warn(f"vectors are gathered slowly with this numba: {error}", RuntimeWarning, stacklevel=4)
-        return compiled, find, None
-
-
-def _njit(function: Callable[..., Any], signature: Sequence[Any]) -> Callable[..., Any]:
-    """Compile for arrays of any layout, or load what an earlier process compiled."""
-    import numba
-
-    try:
-        return numba.njit([tuple(signature)], nogil=True, cache=True)(function)
-    except Exception:  # nowhere to keep it, a full disk, a file that was cut short: numba lets any of that out
-        return numba.njit([tuple(signature)], nogil=True)(function)
+        return walking, find, None
 
 
 # --- the loops -------------------------------------------------------------------------------------------------------
