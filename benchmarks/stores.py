@@ -10,14 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
@@ -149,17 +145,9 @@ class Bench:
 
     # Processes
 
-    @contextmanager
-    def worker(self, side: str = "stores_tasks", package: Path | None = None) -> Iterator[Worker]:
+    def worker(self, side: str = "stores_tasks", package: Path | None = None) -> Worker:
         """A process, which is ended when it takes too long."""
-        worker = Worker(side, package)
-        timer = threading.Timer(self.sizes.patience, os.kill, (worker.pid, signal.SIGKILL))
-        timer.start()
-        try:
-            with worker:
-                yield worker
-        finally:
-            timer.cancel()
+        return Worker(side, package, self.sizes.patience)
 
     def ask(self, task: str, **arguments: Any) -> Any:
         """Have a task done in a process of its own."""

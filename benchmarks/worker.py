@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -37,14 +38,18 @@ class Worker:
     Args:
         side: "ours" or "theirs": the script that is run.
         package: The folder that holds the `aesg` to import; the installed one when None.
+        patience: Seconds after which it is killed; None lets it take its time.
     """
 
-    def __init__(self, side: str, package: Path | None = None) -> None:
+    def __init__(self, side: str, package: Path | None = None, patience: float | None = None) -> None:
         self.side = side
         env = dict(os.environ) if package is None else {**os.environ, "PYTHONPATH": str(package)}
         env.pop("PYTHONDONTWRITEBYTECODE", None)  # compiled modules are kept, as with users: opening imports some
         command = [sys.executable, str(HERE / f"{side}.py")]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True)
+        self._timer = None if patience is None else threading.Timer(patience, self._process.kill)
+        if self._timer is not None:
+            self._timer.start()
 
     @property
     def pid(self) -> int:
@@ -65,7 +70,11 @@ class Worker:
 
     def close(self) -> None:
         """Let it end."""
-        self._process.communicate()
+        try:
+            self._process.communicate()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
 
     def __enter__(self) -> Self:
         return self
