@@ -29,6 +29,8 @@ from aesg.records import JSON, Adjacency, Columns, Ids, NodeBatch, Refs, Rows
 
 ColumnFn: TypeAlias = Callable[[Columns], Columns]
 """A pure function of columns; picklable, so that a distributed engine can ship it to where the data lies."""
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Told by long work what it is doing, and how much of how much of it is done."""
 
 
 # --- capabilities ----------------------------------------------------------------------------------------------------
@@ -465,6 +467,7 @@ __all__ = [
     "Ids",
     "Integrity",
     "NodeStore",
+    "Progress",
     "ReaderView",
     "Readers",
     "Snapshot",

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import aesg
-from aesg.cli import index as command
+from aesg.cli.commands import index as command
 from aesg.cli.main import app
 from aesg.engine.index import owner
 from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
@@ -71,7 +71,7 @@ def test_a_poor_index_is_told_by_the_status(url, monkeypatch):
 
 def test_errors(url):
     with pytest.raises(NotFoundError, match="--build"):
-        command.check(url, None)
+        command.check_index(url, None)
     with pytest.raises(InvalidInputError, match="one thing at a time"):
         run(url, "--build", "--drop")
     with pytest.raises(UnsupportedError, match="no local place"):

@@ -32,13 +32,11 @@ from aesg.engine.index.sidecar import UNKNOWN, Sidecar
 from aesg.engine.scan import LOOP, SPARE, Floats, Scan, reciprocals, units
 from aesg.engine.seeds import Nearest, exact, nearest
 from aesg.errors import AESGError, ReadOnlyError, StorageError
-from aesg.protocols import Graph, GraphStore, Transaction, Writers
+from aesg.protocols import Graph, GraphStore, Progress, Transaction, Writers
 from aesg.records import Rows, Vectors
 from aesg.threads import cores
 
 Kind = Literal["auto", "exact", "hnsw"]
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, and how much of how much of it is done."""
 
 KINDS: Final = ("auto", "exact", "hnsw")
 LARGE: Final = 8 << 20

@@ -1,19 +1,26 @@
-"""`aesg info` and `aesg verify`: what lies in a store, and whether it is sound. Opens for reading only."""
+"""`aesg info`: what lies in a store and what it promises. Opens for reading only."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from aesg.backends.registry import open, resolve
-from aesg.errors import CorruptionError
-from aesg.protocols import Violation
+from aesg.cli.common import Json, Url, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def info(url: str) -> dict[str, Any]:
+def info(url: Url, json: Json = False) -> None:
+    """Show what a store holds and promises."""
+    found = described(url)
+    if json:
+        print_json(found)
+    else:
+        show_info(found, console())
+
+
+def described(url: str) -> dict[str, Any]:
     """Everything about a store that fits a screen; JSON-able."""
     with open(url, mode="r") as store:
         attrs = dict(store.attrs)
@@ -32,19 +39,6 @@ def info(url: str) -> dict[str, Any]:
             "attrs": attrs,
             "config": config,
         }
-
-
-def verify(url: str) -> dict[str, Any]:
-    """What is wrong with a store; JSON-able. One too damaged to be opened has at least that wrong with it."""
-    try:
-        with open(url, mode="r") as store:
-            url = store.url
-            found = store.verify()
-            checked = {"nodes": len(store.nodes), "edges": len(store.edges), "events": len(store.events)}
-    except CorruptionError as error:
-        found = [Violation("cannot-open", url, str(error))]
-        checked = {}
-    return {"url": url, "checked": checked, "violations": [asdict(violation) for violation in found]}
 
 
 def show_info(found: dict[str, Any], console: Console) -> None:
@@ -67,22 +61,6 @@ def show_info(found: dict[str, Any], console: Console) -> None:
         for name, value in values.items():
             table.add_row(Text(str(name)), Text(_shown(name, value)))
         console.print(table)
-
-
-def show_violations(found: dict[str, Any], console: Console) -> None:
-    """Print what `verify` found."""
-    from rich.text import Text
-
-    url, violations = found["url"], found["violations"]
-    if not violations:
-        counts = ", ".join(f"{n:,} {what}" for what, n in found["checked"].items())
-        console.print(Text.assemble(("sound: ", "bold green"), url, f" ({counts})"), soft_wrap=True)
-        return
-    count = "1 violation" if len(violations) == 1 else f"{len(violations):,} violations"
-    console.print(Text.assemble((f"{count}: ", "bold red"), url), soft_wrap=True)
-    for violation in violations:
-        line = Text.assemble((violation["kind"], "yellow"), f"  {violation['place']}  {violation['detail']}")
-        console.print(line, soft_wrap=True)
 
 
 def _shown(name: str, value: Any) -> str:

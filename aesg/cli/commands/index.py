@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from aesg.backends.registry import index_of, open
-from aesg.engine.index.owner import LEAST_RECALL, Progress, SeedIndex
+from aesg.cli.common import Json, Url, bars, console, print_json
+from aesg.engine.index.owner import LEAST_RECALL, SeedIndex
 from aesg.engine.index.sidecar import Sidecar
-from aesg.errors import NotFoundError, UnsupportedError
+from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import GraphStore
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def show(url: str) -> dict[str, Any]:
+def index(
+    url: Url,
+    build: Annotated[bool, typer.Option("--build", help="Build it anew.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare it with exact scans.")] = False,
+    drop: Annotated[bool, typer.Option("--drop", help="Delete it.")] = False,
+    json: Json = False,
+) -> None:
+    """Show, build, check or drop the seed index of a store; exit status 1 when the check finds too little."""
+    if build + check + drop > 1:
+        raise InvalidInputError("aesg index does one thing at a time: --build, --check or --drop")
+    screen = None if json else console()
+    if build:
+        found = build_index(url, screen)
+    elif check:
+        found = check_index(url, screen)
+    else:
+        found = drop_index(url) if drop else show_index(url)
+    if screen is None:
+        print_json(found)
+    else:
+        show_found(found, screen)
+    raise typer.Exit(0 if found.get("good", True) else 1)
+
+
+def show_index(url: str) -> dict[str, Any]:
     """What index files lie beside a store; JSON-able."""
     with open(url, mode="r") as store:
         kind, folder = index_of(store)
@@ -35,12 +62,12 @@ def show(url: str) -> dict[str, Any]:
         return found
 
 
-def build(url: str, console: Console | None) -> dict[str, Any]:
+def build_index(url: str, console: Console | None) -> dict[str, Any]:
     """Build the index anew and save it; what it is then, JSON-able. Progress is shown on a console."""
     with open(url, mode="a") as store:
         index = _forced(store)
         try:
-            with _Bars(console) as progress:
+            with bars(console) as progress:
                 index.rebuild(progress)
             found = index.stats()
         finally:
@@ -48,7 +75,7 @@ def build(url: str, console: Console | None) -> dict[str, Any]:
         return {"url": store.url, **found}
 
 
-def check(url: str, console: Console | None) -> dict[str, Any]:
+def check_index(url: str, console: Console | None) -> dict[str, Any]:
     """Compare the index with exact scans; JSON-able, "good" says whether it finds enough."""
     with open(url, mode="r") as store:
         index = _forced(store)
@@ -56,7 +83,7 @@ def check(url: str, console: Console | None) -> dict[str, Any]:
             folder = index_of(store)[1]
             if folder is None or Sidecar(folder, store.uuid, store.vector_dim).header() is None:
                 raise NotFoundError(f"{store.url} has no seed index; build one with --build")
-            with _Bars(console) as progress:
+            with bars(console) as progress:
                 index.bring_up(progress)
                 found = index.check()
             stats = index.stats()
@@ -72,7 +99,7 @@ def check(url: str, console: Console | None) -> dict[str, Any]:
         }
 
 
-def drop(url: str) -> dict[str, Any]:
+def drop_index(url: str) -> dict[str, Any]:
     """Delete the index files; whether there were any, JSON-able."""
     with open(url, mode="a") as store:
         index = _forced(store)
@@ -104,31 +131,3 @@ def _forced(store: GraphStore) -> SeedIndex:
     if folder is None:
         raise UnsupportedError(f"{store.url}: there is no local place beside this store to keep an index")
     return SeedIndex(store, "hnsw", folder)
-
-
-class _Bars:
-    """A progress bar for each thing that an index does; none without a console."""
-
-    def __init__(self, console: Console | None) -> None:
-        self._console = console
-
-    def __enter__(self) -> Progress | None:
-        if self._console is None:
-            return None
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-        self._bars = Progress(*columns, console=self._console)
-        self._bars.start()
-        tasks: dict[str, Any] = {}
-
-        def tell(doing: str, done: int, of: int) -> None:
-            if doing not in tasks:
-                tasks[doing] = self._bars.add_task(doing, total=of)
-            self._bars.update(tasks[doing], completed=done, total=of)
-
-        return tell
-
-    def __exit__(self, *_: object) -> None:
-        if self._console is not None:
-            self._bars.stop()

@@ -1,0 +1,1 @@
+"""Comparing backends on this machine, and choosing one."""

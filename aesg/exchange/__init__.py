@@ -1,0 +1,1 @@
+"""Graphs to and from files that other tools read: Parquet, Arrow, NPZ, GraphML, GML."""
