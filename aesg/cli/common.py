@@ -43,9 +43,7 @@ def bars(screen: Console | None) -> Iterator[Progress | None]:
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(
-                "" if speed is None else f"{decimal(int(speed)).removesuffix('bytes').removesuffix('B').strip()}/s"
-            )
+            return Text("" if speed is None else f"{speed:,.0f}/s")
 
     tasks: dict[str, Any] = {}
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn()
