@@ -87,6 +87,13 @@ def compiled(
         return numba.njit([tuple(signature)], **how)(function)
 
 
+def records(kind: np.dtype[Any]) -> Any:
+    """The type, in numba's terms, of a contiguous array of records."""
+    import numba
+
+    return numba.from_dtype(kind)[::1]
+
+
 def compiled_or_none(
     name: str,
     function: Callable[..., Any],

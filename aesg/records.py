@@ -169,8 +169,10 @@ class Adjacency:
 
     def newest(self, limit: int) -> Adjacency:
         """At most so many edges of each row."""
+        if len(self.refs) <= limit:
+            return self
         degrees = self.degrees
-        if not len(degrees) or int(degrees.max()) <= limit:
+        if int(degrees.max()) <= limit:
             return self
         counts = np.minimum(degrees, limit)
         kept = ranges(self.indptr[:-1], counts)

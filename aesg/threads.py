@@ -15,6 +15,12 @@ _Got = TypeVar("_Got")
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _here = threading.local()
+_process = os.getpid()
+
+
+def process() -> int:
+    """This process's number, without the call to the system that `os.getpid` is."""
+    return _process
 
 
 def cores() -> int:
@@ -24,7 +30,10 @@ def cores() -> int:
 
 def parts(count: int, least: int) -> list[slice]:
     """`range(count)` in slices of about the same length, one for each core, but none shorter than `least`."""
-    number = max(1, min(cores(), count // least))
+    number = count // least
+    if number < 2:  # before the system is asked for its cores, which takes as long as some loops
+        return [slice(0, count)]
+    number = min(cores(), number)
     bounds = [count * i // number for i in range(number + 1)]
     return [slice(start, stop) for start, stop in pairwise(bounds)]
 
@@ -67,8 +76,8 @@ def _begin() -> None:
 
 def _after_fork() -> None:
     """The threads are the parent's; the child gets its own when it needs them."""
-    global _pool, _lock
-    _pool, _lock = None, threading.Lock()
+    global _pool, _lock, _process
+    _pool, _lock, _process = None, threading.Lock(), os.getpid()
     _here.helps = False
 
 

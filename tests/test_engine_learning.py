@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import aesg
 from aesg.config import AESGConfig
-from aesg.engine.activation import Activation, activate
+from aesg.engine.activation import Activation, Travelled, activate
 from aesg.engine.novelty import MAX_CANDIDATES, NoveltyCounter, centroid_score, explanation_score
 from aesg.engine.plasticity import credit
 from aesg.engine.structure import create_sensory
@@ -37,8 +37,7 @@ def returned(*rows: int, energies: list[float] | None = None, transfers: tuple[i
         np.ones(n, np.float32) if energies is None else np.array(energies, np.float32),
         np.zeros(n, np.float32),
         np.zeros((n, 2), np.float32),
-        np.zeros((0, 2), np.int64),
-        np.array(transfers, np.int64),
+        Travelled(np.zeros((0, 2), np.int64), np.array(transfers, np.int64)),
     )
 
 
@@ -84,8 +83,7 @@ def test_the_nearest_node_explains_even_when_others_outrank_it() -> None:
         energies=np.array([2, 0], np.float32),
         cosines=np.array([0.1, 0.9], np.float32),
         vectors=np.array([[0.1, 1], [1, 0.5]], np.float32),
-        paths=np.zeros((0, 2), np.int64),
-        transfers=np.zeros(0, np.int64),
+        ways=Travelled(np.zeros((0, 2), np.int64), np.zeros(0, np.int64)),
         nearest=0.95,
     )
     assert explanation_score(query, outranked) == pytest.approx(0.95)

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +25,15 @@ import numpy.typing as npt
 from aesg.config import AESGConfig
 from aesg.engine import kernels
 from aesg.engine.kernels import CAP, LOOPS
-from aesg.engine.seeds import Floats, Nearest, nearest, read, units
+from aesg.engine.seeds import Floats, Nearest, read, towards, units
 from aesg.engine.teams import EdgesOf, NodesOf, Team, teams_of, together
 from aesg.protocols import Graph
 from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
 
 Ints: TypeAlias = npt.NDArray[np.int64]
+_Hop: TypeAlias = tuple[npt.NDArray[np.void], Refs]
+"""Transfers of one hop that arrived (`kernels.TRANSFER`), lane by lane, each lane's in the order in which they
+happened; and the refs of the edges of its adjacency."""
 
 _ROOM: Final = 4096
 """Places that a query begins with, and a quarter of that in a batch: most never need more."""
@@ -50,6 +54,26 @@ class Energies:
     energies: npt.NDArray[np.float32]
 
 
+class Ways(Protocol):
+    """How energy travelled in one lane."""
+
+    @property
+    def paths(self) -> npt.NDArray[np.int64]:
+        """(source row, target row) of each transfer, in the order in which it happened; int64 [P, 2]."""
+
+    @property
+    def transfers(self) -> Refs:
+        """The edges that carried energy to a returned row, int64 [T], ascending, without repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Travelled:
+    """`Ways` that are known."""
+
+    paths: npt.NDArray[np.int64]
+    transfers: Refs
+
+
 @dataclass(frozen=True, slots=True)
 class Activation:
     """What one query activated, best first.
@@ -59,8 +83,7 @@ class Activation:
         energies: float32 [K]; 0 for a row that only fills up.
         cosines: float32 [K], cosine with the query; 0 for a zero vector.
         vectors: float32 [K, D].
-        paths: int64 [P, 2], (source row, target row) of each transfer, in the order in which it happened.
-        transfers: int64 [T], refs of the edges that carried energy to a returned row, ascending, without repeats.
+        ways: How energy came there.
         nearest: Cosine of the query's best seed, which is active but may have been outranked; 0 where none seeded.
         ids: uint64 [K].
         cut: Whether a hop had more edges than `max_hop_edges`, so that some were not followed.
@@ -70,11 +93,20 @@ class Activation:
     energies: npt.NDArray[np.float32]
     cosines: npt.NDArray[np.float32]
     vectors: Vectors
-    paths: npt.NDArray[np.int64]
-    transfers: Refs
+    ways: Ways
     nearest: float = 0.0
     ids: Ids = field(default_factory=lambda: np.empty(0, np.uint64))
     cut: bool = False
+
+    @property
+    def paths(self) -> npt.NDArray[np.int64]:
+        """See `Ways`."""
+        return self.ways.paths
+
+    @property
+    def transfers(self) -> Refs:
+        """See `Ways`."""
+        return self.ways.transfers
 
 
 def activate(
@@ -151,52 +183,34 @@ def _near(graph: Graph, config: AESGConfig, directions: Vectors, contexts: list[
     if config.context_replaces_query and not config.query_gate and not config.fill_nearest:
         replaced = np.array([len(context.rows) > 0 for context in contexts], np.bool_)
         directions = np.where(replaced[:, None], np.float32(0), directions)
-    return nearest(graph, directions, k, config.min_seed_similarity, include_pruned=config.seed_pruned)
-
-
-@dataclass(frozen=True, slots=True)
-class _Hop:
-    """Transfers of one hop that arrived, lane by lane, each lane's in the order in which they happened.
-
-    Attributes:
-        origin: int64 [n], places.
-        to: int64 [n], places.
-        refs: int64 [n], edges.
-    """
-
-    origin: Ints
-    to: Ints
-    refs: Refs
+    return towards(graph, directions, k, config.min_seed_similarity, include_pruned=config.seed_pruned)
 
 
 class _Places:
-    """What is known of each (lane, row) that a query has met; `kernels` says what its arrays are."""
+    """What is known of each (lane, row) that a query has met.
+
+    Attributes:
+        count: Places taken.
+        table: Where the place of a (lane, row) is found.
+        all: `kernels.PLACE`; a new place's values are set when it is taken.
+        active: int64, the active places, in the order in which they became active.
+    """
 
     def __init__(self, room: int) -> None:
         self.count = 0
         self.table = np.zeros(1 << (2 * room - 1).bit_length(), np.int64)
-        # A new place's values are set when it is taken.
-        self.lanes, self.rows, self.position, self.active = np.empty((4, room), np.int64)
-        self.gate, self.energy, self.received, self.bound = np.empty((4, room), np.float32)
-        self.region = np.empty(room, np.uint32)
-        self.known = np.empty(room, np.int8)
+        self.all = np.empty(room, kernels.PLACE)
+        self.active = np.empty(room, np.int64)
 
     def reserve(self, more: int) -> None:
         """See to it that there is room for `more` new places."""
         room = self.count + more
-        if room <= len(self.lanes):
+        if room <= len(self.all):
             return
-        larger = _Places(max(room, 2 * len(self.lanes)))
-        larger.count = self.count
-        for name in _COLUMNS:
-            old = getattr(self, name)
-            getattr(larger, name)[: self.count] = old[: self.count]
-        LOOPS.get(kernels.rehash, self.count)(larger.table, larger.lanes, larger.rows, self.count)
-        for name in (*_COLUMNS, "table"):
-            setattr(self, name, getattr(larger, name))
-
-
-_COLUMNS: Final = ("lanes", "rows", "region", "known", "gate", "energy", "received", "bound", "position", "active")
+        larger = _Places(max(room, 2 * len(self.all)))
+        larger.all[: self.count], larger.active[: self.count] = self.all[: self.count], self.active[: self.count]
+        LOOPS.get(kernels.rehash, self.count)(larger.table, larger.all, self.count)
+        self.table, self.all, self.active = larger.table, larger.all, larger.active
 
 
 class _Spread:
@@ -285,50 +299,24 @@ class _Spread:
         self._frontier = np.empty(0, np.int64)
         if not total:
             return
-        lane_of = np.repeat(np.array(lanes), counts)
-        row_of = np.concatenate(rows)
-        energy = np.concatenate(energies).astype(np.float32)
-        region, known, gate = np.empty(total, np.uint32), np.empty(total, np.int8), np.empty(total, np.float32)
-        yield from self._judge(np.arange(total), lane_of, row_of, region, known, gate)
+        seeds = np.empty(total, kernels.PLACE)
+        seeds["lane"], seeds["row"] = np.repeat(lanes, counts), np.concatenate(rows)
+        seeds["energy"] = np.concatenate(energies)
+        yield from self._judge(np.arange(total), seeds)
         if any(kinds):
-            kind = np.repeat(np.array(kinds), counts)
+            kind, energy = np.repeat(kinds, counts), seeds["energy"]
             fades = np.flatnonzero(kind == _GATED)
-            energy[fades] *= gate[fades]
+            energy[fades] *= seeds["gate"][fades]
             if config.seed_pruned:
                 kind[kind == _GATED] = _AS_IT_IS
-            energy[(kind != _AS_IT_IS) & (known != kernels.ALIVE)] = 0
-        out = np.empty(total, np.int64)
-        count = places.count = LOOPS.get(kernels.seed, total)(
-            lane_of, row_of, energy, places.table, places.lanes, places.rows, places.energy, 0, out
-        )
-        placed = out >= 0
-        there = out[placed]
-        places.region[there], places.known[there], places.gate[there] = region[placed], known[placed], gate[placed]
-        np.minimum(places.energy[:count], self._clamp, out=places.energy[:count])
-        places.received[:count], places.bound[:count] = places.energy[:count], 0
-        places.position[:count] = places.active[:count] = self._frontier = np.arange(count)
-        self._actives = count
+            energy[(kind != _AS_IT_IS) & (seeds["known"] != kernels.ALIVE)] = 0
+        loop = LOOPS.get(kernels.seed, total)
+        self._actives = places.count = loop(seeds, self._clamp, places.table, places.all, places.active)
+        self._frontier = np.arange(self._actives)
 
-    def _judge(
-        self,
-        which: Ints,
-        lanes: Ints,
-        rows: Rows,
-        region: npt.NDArray[np.uint32],
-        known: npt.NDArray[np.int8],
-        gate: Floats,
-    ) -> Team[None]:
-        """Read about places and take note of it in three columns.
-
-        Args:
-            which: int64 [n], the places.
-            lanes: int64, each place's lane.
-            rows: int64 [n], the row of each of `which`.
-            region: Out: uint32, per place.
-            known: Out: int8, per place.
-            gate: Out: float32, per place.
-        """
-        gated = self._config.query_gate
+    def _judge(self, which: Ints, places: npt.NDArray[np.void]) -> Team[None]:
+        """Read about some of the places [n], and take note of it there."""
+        gated, rows = self._config.query_gate, places["row"][which]
         fields = ("is_active", "region_id", "vector") if gated else ("is_active", "region_id")
         dim = self._directions.shape[1]
         step = max(1, _GATHER // dim) if gated else len(rows)
@@ -339,21 +327,9 @@ class _Spread:
         for start in range(0, len(rows), step):
             some = slice(start, start + step)
             columns, where = yield from self._read(rows[some], fields)
-            vectors = columns["vector"] if gated else np.empty((0, 0), np.float32)
-            loop(
-                which[some],
-                where,
-                vectors,
-                columns["is_active"],
-                columns["region_id"],
-                self._directions,
-                self._best,
-                gated,
-                lanes,
-                region,
-                known,
-                gate,
-            )
+            vectors = columns["vector"] if gated else _NO_VECTORS
+            about = (vectors, columns["is_active"], columns["region_id"])
+            loop(which[some], where, *about, self._directions, self._best, gated, places)
 
     def _read(self, rows: Rows, fields: tuple[str, ...]) -> Team[tuple[Columns, Ints]]:
         """Columns, and where in them each of `rows` [n] is, int64 [n]."""
@@ -369,16 +345,17 @@ class _Spread:
     def _hop(self) -> Team[bool]:
         """Let every node fire that has something to pass on; False when none has."""
         config, places = self._config, self._places
-        firing = places.active[self._frontier] if config.wavefront else places.active[: self._actives].copy()
-        passing = (places.received if config.wavefront else places.energy)[firing]
-        places.received[places.active[self._frontier]] = 0
+        reached = places.active[self._frontier]
+        firing = reached if config.wavefront else places.active[: self._actives].copy()
+        passing = places.all["received" if config.wavefront else "energy"][firing]
+        places.all["received"][reached] = 0
         some = passing >= config.firing_threshold if config.firing_threshold > 0 else passing > 0
         if not some.all():
             firing, passing = firing[some], passing[some]
         if not len(firing):
             return False
         if len(self._directions) > 1:
-            by_lane = np.argsort(places.lanes[firing], kind="stable")
+            by_lane = np.argsort(places.all["lane"][firing], kind="stable")
             firing, passing = firing[by_lane], passing[by_lane]
         yield from self._fire_and_arrive(firing, passing)
         return True
@@ -388,9 +365,9 @@ class _Spread:
         adjacency, source, share = yield from self._edges_of(firing)
         edges = int((adjacency.indptr[source + 1] - adjacency.indptr[source]).sum())
         places.reserve(edges)
-        edge, origin, to, wanted = np.empty((4, edges), np.int64)
-        moved, most = np.empty((2, edges), np.float32)
-        transfers, places.count, wants = LOOPS.get(kernels.fire, edges)(
+        transfers, wanted = np.empty(edges, kernels.TRANSFER), np.empty(edges, np.int64)
+        thresholds = np.float32(config.transfer_threshold), np.float32(config.arrival_threshold)
+        sent, places.count, wants = LOOPS.get(kernels.fire, edges)(
             firing,
             passing,
             share,
@@ -403,55 +380,32 @@ class _Spread:
             np.float32(config.spreading_activation_decay),
             self._favour,
             config.region_zero_counts,
-            np.float32(config.transfer_threshold),
-            np.float32(config.arrival_threshold),
+            *thresholds,
             places.table,
-            places.lanes,
-            places.rows,
-            places.region,
-            places.known,
-            places.bound,
-            places.received,
-            places.position,
+            places.all,
             places.count,
-            edge,
-            origin,
-            to,
-            moved,
-            most,
+            transfers,
             wanted,
             self._cut,
         )
+        transfers = transfers[:sent]
         if wants:
-            wanted = wanted[:wants]
-            yield from self._judge(wanted, places.lanes, places.rows[wanted], places.region, places.known, places.gate)
+            yield from self._judge(wanted[:wants], places.all)
         reached = np.empty(places.count, np.int64)
-        arrivals, self._actives, reaches = LOOPS.get(kernels.arrive, transfers)(
+        arrivals, self._actives, reaches = LOOPS.get(kernels.arrive, sent)(
             transfers,
-            edge,
-            origin,
-            to,
-            moved,
-            most,
             self._dominant,
             config.region_zero_counts,
-            np.float32(config.transfer_threshold),
-            np.float32(config.arrival_threshold),
+            *thresholds,
             self._clamp,
             config.combine == "sum",
-            places.lanes,
-            places.region,
-            places.known,
-            places.gate,
-            places.energy,
-            places.received,
-            places.position,
+            places.all,
             places.active,
             self._actives,
             reached,
         )
         self._frontier = np.sort(reached[:reaches])
-        self._hops.append(_Hop(origin[:arrivals], to[:arrivals], adjacency.refs[edge[:arrivals]]))
+        self._hops.append((transfers[:arrivals], adjacency.refs))
 
     def _edges_of(self, firing: Ints) -> Team[tuple[Adjacency, Ints, Ints]]:
         """The edges of what fires.
@@ -459,13 +413,13 @@ class _Spread:
         Returns:
             An adjacency; whose edges in it each of `firing` [n] has; and how many of them it may use, int64 [n].
         """
-        rows, budget = self._places.rows[firing], self._config.max_hop_edges
+        rows, budget = self._places.all["row"][firing], self._config.max_hop_edges
         if len(self._directions) == 1:
             share = max(1, budget // len(firing))
             # One more than may be used shows whether that is all.
             found, begin = yield EdgesOf(rows, share + 1)
             return found, np.arange(begin, begin + len(rows)), np.full(len(rows), share)
-        lanes = self._places.lanes[firing]
+        lanes = self._places.all["lane"][firing]
         shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
         distinct, source = np.unique(rows, return_inverse=True)
         found, begin = yield EdgesOf(distinct, int(shares.max()) + 1)
@@ -484,14 +438,14 @@ class _Spread:
         directed = np.empty(len(rows), np.bool_)
         LOOPS.get(kernels.cosines, vectors.size)(vectors, lane, self._directions, cosine, directed)
         keys = (rows, -cosine, -energy) if config.tie_break == "cosine" else (-energy,)
-        order = np.lexsort((*keys, lane))
-        rank = np.arange(len(order)) - ends[lane]
-        order = order[rank < config.top_k]
-        ends = np.searchsorted(lane[order], np.arange(lanes + 1))
-        returned = np.zeros(places.count + 1, np.bool_)
-        returned[place[order]] = True
-        returned[-1] = False  # what filled up has no place
-        ways, ways_ends, refs, refs_ends = self._ways(returned)
+        if lanes == 1:
+            order = np.lexsort(keys)[: config.top_k]
+            ends = np.array([0, len(order)])
+        else:
+            order = np.lexsort((*keys, lane))
+            order = order[np.arange(len(order)) - ends[lane] < config.top_k]
+            ends = np.searchsorted(lane[order], np.arange(lanes + 1))
+        ways = _Transfers(places, self._hops, place[order], lanes)
         rows, energy, cosine, vectors = rows[order], energy[order], cosine[order], vectors[order]
         ids = columns["id"][where[order]]
         out = []
@@ -504,8 +458,7 @@ class _Spread:
                     energies=energy[mine],
                     cosines=cosine[mine],
                     vectors=vectors[mine],
-                    paths=ways[ways_ends[i] : ways_ends[i + 1]],
-                    transfers=refs[refs_ends[i] : refs_ends[i + 1]],
+                    ways=_OfLane(ways, i),
                     nearest=float(near[0]) if self._asked[i] and len(near) else 0.0,
                     ids=ids[mine],
                     cut=bool(self._cut[i]),
@@ -519,8 +472,9 @@ class _Spread:
         active = places.active[: self._actives]
         ends, near_ends = np.array([0, len(active)]), np.array([0, len(self._near[0].rows)])
         if lanes > 1:
-            active = active[np.argsort(places.lanes[active], kind="stable")]
-            ends = np.searchsorted(places.lanes[active], np.arange(lanes + 1))
+            lane = places.all["lane"]
+            active = active[np.argsort(lane[active], kind="stable")]
+            ends = np.searchsorted(lane[active], np.arange(lanes + 1))
             near_ends = np.cumsum([0, *(len(n.rows) for n in self._near)])
         near = np.concatenate([n.rows for n in self._near]) if lanes > 1 else self._near[0].rows
         most = len(active) + lanes * config.top_k
@@ -529,8 +483,7 @@ class _Spread:
         LOOPS.get(kernels.choose, len(active))(
             active,
             ends,
-            places.energy,
-            places.rows,
+            places.all,
             config.top_k,
             config.fill_nearest,
             near,
@@ -543,31 +496,69 @@ class _Spread:
         n = int(chosen_ends[-1])
         return place[:n], rows[:n], energy[:n], chosen_ends
 
-    def _ways(self, returned: npt.NDArray[np.bool_]) -> tuple[Ints, Ints, Refs, Ints]:
-        """Paths, and the edges that carried energy to what is returned; each with where every lane's end."""
-        lanes, hops, places = len(self._directions), self._hops, self._places
-        origin = np.concatenate([_NO_ROWS, *(hop.origin for hop in hops)])
-        to = np.concatenate([_NO_ROWS, *(hop.to for hop in hops)])
-        refs = np.concatenate([_NO_ROWS, *(hop.refs for hop in hops)])
-        paths = np.stack([places.rows[origin], places.rows[to]], axis=1)
+
+class _Transfers:
+    """All transfers of a team. Most are never asked for: they are put in order when one is.
+
+    Args:
+        places: What was met.
+        hops: Who passed energy to whom.
+        returned: int64 [n], the places that are returned; -1 for what filled up and has none.
+        lanes: How many there are.
+    """
+
+    def __init__(self, places: _Places, hops: Sequence[_Hop], returned: Ints, lanes: int) -> None:
+        met = places.all[: places.count]
+        self._rows, self._lane_of = met["row"].copy(), met["lane"].copy()
+        self._hops = hops
+        self._returned = returned
+        self._lanes = lanes
+
+    @cached_property
+    def by_lane(self) -> list[Travelled]:
+        """The ways of each lane."""
+        origin = np.concatenate([_NO_ROWS, *(transfers["origin"] for transfers, _ in self._hops)])
+        to = np.concatenate([_NO_ROWS, *(transfers["to"] for transfers, _ in self._hops)])
+        refs = np.concatenate([_NO_ROWS, *(refs[transfers["edge"]] for transfers, refs in self._hops)])
+        paths = np.stack([self._rows[origin], self._rows[to]], axis=1)
+        returned = np.zeros(len(self._rows) + 1, np.bool_)
+        returned[self._returned] = True
+        returned[-1] = False
         carried = returned[to]
-        if lanes == 1:
-            refs = np.unique(refs[carried])
-            return paths, np.array([0, len(paths)]), refs, np.array([0, len(refs)])
-        lane = places.lanes[to]
+        if self._lanes == 1:
+            return [Travelled(paths, np.unique(refs[carried]))]
+        lane = self._lane_of[to]
         order = np.argsort(lane, kind="stable")
-        paths, path_ends = paths[order], np.searchsorted(lane[order], np.arange(lanes + 1))
+        bounds = np.arange(self._lanes + 1)
+        paths, path_ends = paths[order], np.searchsorted(lane[order], bounds)
         refs, lane = refs[carried], lane[carried]
-        order = np.lexsort((refs, lane))
-        refs, lane = refs[order], lane[order]
-        if len(refs):
-            first = np.concatenate([[True], (refs[1:] != refs[:-1]) | (lane[1:] != lane[:-1])])
-            refs, lane = refs[first], lane[first]
-        return paths, path_ends, refs, np.searchsorted(lane, np.arange(lanes + 1))
+        order = np.argsort(lane, kind="stable")
+        refs, ref_ends = refs[order], np.searchsorted(lane[order], bounds)
+        return [
+            Travelled(paths[path_ends[i] : path_ends[i + 1]], np.unique(refs[ref_ends[i] : ref_ends[i + 1]]))
+            for i in range(self._lanes)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _OfLane:
+    """`Ways` of one lane of a team."""
+
+    team: _Transfers
+    lane: int
+
+    @property
+    def paths(self) -> npt.NDArray[np.int64]:
+        return self.team.by_lane[self.lane].paths
+
+    @property
+    def transfers(self) -> Refs:
+        return self.team.by_lane[self.lane].transfers
 
 
 _AS_IT_IS, _GATED, _IF_ACTIVE = range(3)
 _NO_ROWS: Final[Rows] = np.empty(0, np.int64)
+_NO_VECTORS: Final[Vectors] = np.empty((0, 0), np.float32)
 _NOTHING: Final = Energies(_NO_ROWS, np.empty(0, np.float32))
 
 

@@ -1,7 +1,10 @@
 """Loops of spreading activation: over edges, over arrivals, over the components of vectors.
 
-They work on *places*: each node that a query has met gets the next free place in arrays that grow with the query, and
-a table of open addressing finds a (lane, row)'s place again. Nothing here is as large as the graph.
+They work on *places*: each node that a query has met gets the next free place in an array that grows with the query,
+and a table of open addressing finds a (lane, row)'s place again. Nothing here is as large as the graph.
+
+A place is a record, because whoever looks at one thing about it looks at others; and each array that is handed to a
+compiled loop costs as much as a dozen of its steps.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from aesg.jit import Loops
+from aesg.jit import Loops, records
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -20,6 +23,31 @@ CAP: Final = np.float32(1e30)
 """No energy exceeds this, whatever the weights, so that sums of energies stay finite."""
 UNKNOWN, WANTED, ALIVE, DEAD = range(4)
 """What is known of a place's node: nothing; nothing, but it has to be read now; that it is active, or pruned."""
+
+PLACE: Final = np.dtype(
+    [
+        ("row", np.int64),
+        ("lane", np.int64),
+        ("position", np.int64),  # among the active ones, in the order in which they became active; -1: it is not active
+        ("energy", np.float32),
+        ("received", np.float32),  # in the last step
+        ("bound", np.float32),  # in `fire`: what arrives at most; 0 otherwise
+        ("gate", np.float32),
+        ("region", np.uint32),
+        ("known", np.int8),
+    ],
+    align=True,
+)
+TRANSFER: Final = np.dtype(
+    [
+        ("edge", np.int64),  # its position in the adjacency
+        ("origin", np.int64),  # the place from which it comes
+        ("to", np.int64),  # the place where it goes
+        ("moved", np.float32),  # what it carries …
+        ("most", np.float32),  # … within a region
+    ],
+    align=True,
+)
 _TINY: Final = np.float32(1e-30)
 _HUGE: Final = np.float32(1e30)
 """Squared lengths outside of these are measured again in float64."""
@@ -30,13 +58,13 @@ _LANE_HASH: Final = np.int64(-4417276706812531889)
 _PATIENCE: Final = 1 << 14
 
 
-def place_of(table: Array, lanes: Array, rows: Array, count: int, lane: int, row: int) -> int:
+def place_of(table: Array, rows: Array, lanes: Array, count: int, lane: int, row: int) -> int:
     """The place of a (lane, row); `count`, the next free one, when it is new: it is in the table then.
 
     Args:
         table: int64 [power of two], place + 1, 0 where free.
-        lanes: int64, each place's lane.
         rows: int64, each place's row.
+        lanes: int64, each place's lane.
         count: Places taken.
         lane: The lane.
         row: The row.
@@ -55,51 +83,50 @@ def place_of(table: Array, lanes: Array, rows: Array, count: int, lane: int, row
         slot = (slot + 1) & mask
 
 
-def seed(
-    lane: Array,
-    row: Array,
-    given: Array,
-    table: Array,
-    lanes: Array,
-    rows: Array,
-    energy: Array,
-    count: int,
-    out: Array,
-) -> int:
+def seed(given: Array, clamp: Any, table: Array, places: Array, active: Array) -> int:
     """Give places to seeds and sum up their energies; those of no energy are none.
 
     Args:
-        lane: int64 [n].
-        row: int64 [n].
-        given: float32 [n], what each seed is given.
-        table: See `place_of`; so are `lanes` and `rows`.
-        lanes: See there.
-        rows: See there.
-        energy: float32, each place's energy.
-        count: Places taken.
-        out: Out: int64 [n], each seed's place, -1 where it has none.
+        given: `PLACE` [n], the seeds: lane, row and energy, and what is known of them.
+        clamp: float32, no energy exceeds it.
+        table: See `place_of`; empty.
+        places: `PLACE`, with room for all of them.
+        active: Out: int64, the active places, in their order.
 
     Returns:
-        Places taken then.
+        Places taken.
     """
+    lane, row, more, gate = given["lane"], given["row"], given["energy"], given["gate"]
+    region, known = given["region"], given["known"]
+    rows, lanes, energy, gates = places["row"], places["lane"], places["energy"], places["gate"]
+    regions, knowns, received = places["region"], places["known"], places["received"]
+    bound, position = places["bound"], places["position"]
+    count = 0
     for i in range(len(row)):
-        out[i] = -1
-        if given[i] > 0:
-            more = min(given[i], CAP)
-            place = place_of(table, lanes, rows, count, lane[i], row[i])
+        if more[i] > 0:
+            place = place_of(table, rows, lanes, count, lane[i], row[i])
             if place == count:
                 count += 1
-                energy[place] = more
+                energy[place] = min(more[i], CAP)
+                gates[place] = gate[i]
+                regions[place] = region[i]
+                knowns[place] = known[i]
             else:
-                energy[place] += more
-            out[i] = place
+                energy[place] += min(more[i], CAP)
+    for place in range(count):
+        energy[place] = min(energy[place], clamp)
+        received[place] = energy[place]
+        bound[place] = _ZERO
+        position[place] = place
+        active[place] = place
     return count
 
 
-def rehash(table: Array, lanes: Array, rows: Array, count: int) -> None:
+def rehash(table: Array, places: Array, count: int) -> None:
     """Fill a new table with the places taken."""
+    rows, lanes = places["row"], places["lane"]
     for place in range(count):
-        place_of(table, lanes, rows, place, lanes[place], rows[place])
+        place_of(table, rows, lanes, place, lanes[place], rows[place])
 
 
 def fire(
@@ -118,19 +145,9 @@ def fire(
     transfer_threshold: Any,
     arrival_threshold: Any,
     table: Array,
-    lanes: Array,
-    rows: Array,
-    region: Array,
-    known: Array,
-    bound: Array,
-    received: Array,
-    position: Array,
+    places: Array,
     count: int,
-    edge: Array,
-    origin: Array,
-    to: Array,
-    moved: Array,
-    most: Array,
+    sent_along: Array,
     wanted: Array,
     cut: Array,
 ) -> tuple[int, int, int]:
@@ -155,26 +172,20 @@ def fire(
         region_zero_counts: Whether region 0 is one.
         transfer_threshold: float32.
         arrival_threshold: float32.
-        table: See `place_of`; so are `lanes` and `rows`.
-        lanes: See there.
-        rows: See there.
-        region: uint32, each place's region.
-        known: int8, what is known of each place.
-        bound: float32, all zero, and left so: what arrives at most at each place.
-        received: See `arrive`; new places have received nothing …
-        position: … and are not active.
+        table: See `place_of`.
+        places: `PLACE`, with room for one more for each edge.
         count: Places taken.
-        edge: Out: int64, position in the adjacency of each transfer.
-        origin: Out: int64, the place from which it comes.
-        to: Out: int64, the place where it goes.
-        moved: Out: float32, what it carries.
-        most: Out: float32, what it carries within a region.
+        sent_along: Out: `TRANSFER`, one for each edge that passes something.
         wanted: Out: int64, places of which something has to be known now.
         cut: Out: bool [lanes], set where a share was too small.
 
     Returns:
         Number of transfers, of places taken, and of places wanted.
     """
+    rows, lanes, region, known = places["row"], places["lane"], places["region"], places["known"]
+    bound, received, position = places["bound"], places["received"], places["position"]
+    edge, origin, to = sent_along["edge"], sent_along["origin"], sent_along["to"]
+    moved, most = sent_along["moved"], sent_along["most"]
     transfers = 0
     for f in range(len(firing)):
         place = firing[f]
@@ -211,7 +222,7 @@ def fire(
             upper = max(plain, favoured)
             if not upper > transfer_threshold:
                 continue
-            there = place_of(table, lanes, rows, count, lane, target[e])
+            there = place_of(table, rows, lanes, count, lane, target[e])
             if there == count:
                 known[there] = UNKNOWN
                 bound[there] = received[there] = _ZERO
@@ -237,7 +248,7 @@ def fire(
 
 
 def judge(
-    places: Array,
+    which: Array,
     vector: Array,
     vectors: Array,
     is_active: Array,
@@ -245,17 +256,14 @@ def judge(
     directions: Array,
     best: Array,
     gated: bool,
-    lanes: Array,
-    region: Array,
-    known: Array,
-    gate: Array,
+    places: Array,
 ) -> None:
     """Take note of what was read of places: whether they are active, their region, and their query gate.
 
     The gate is max(0, cosine of query and node) / the best seed's; 1 where either has no direction.
 
     Args:
-        places: int64 [n].
+        which: int64 [n], places.
         vector: int64 [n], which of the rows read is each place's.
         vectors: float32 [m, D]; [m, 0] when not gated.
         is_active: uint8 [m].
@@ -263,13 +271,11 @@ def judge(
         directions: float32 [lanes, D], each lane's query at length 1, or 0.
         best: float32 [lanes], each lane's best cosine.
         gated: Whether there is a gate.
-        lanes: int64, each place's lane.
-        region: Out: uint32, per place.
-        known: Out: int8, per place.
-        gate: Out: float32, per place.
+        places: `PLACE`; `known`, `region` and `gate` are set.
     """
-    for i in range(len(places)):
-        place, at = places[i], vector[i]
+    lanes, known, region, gate = places["lane"], places["known"], places["region"], places["gate"]
+    for i in range(len(which)):
+        place, at = which[i], vector[i]
         known[place] = ALIVE if is_active[at] != 0 else DEAD
         region[place] = regions[at]
         gate[place] = _ONE
@@ -337,25 +343,14 @@ def cosines(vectors: Array, lane: Array, directions: Array, out: Array, directed
 
 
 def arrive(
-    transfers: int,
-    edge: Array,
-    origin: Array,
-    to: Array,
-    moved: Array,
-    most: Array,
+    sent_along: Array,
     dominant: Array,
     region_zero_counts: bool,
     transfer_threshold: Any,
     arrival_threshold: Any,
     clamp: Any,
     adds_up: bool,
-    lanes: Array,
-    region: Array,
-    known: Array,
-    gate: Array,
-    energy: Array,
-    received: Array,
-    position: Array,
+    places: Array,
     active: Array,
     actives: int,
     reached: Array,
@@ -363,25 +358,14 @@ def arrive(
     """Sum up what arrives at each place, pass it through the gate, and let it join what is there.
 
     Args:
-        transfers: Number of transfers.
-        edge: With `origin`, `to`, `moved` and `most` what `fire` gave; the ones that arrived are moved to the front.
-        origin: See `fire`.
-        to: See there.
-        moved: See there.
-        most: See there.
+        sent_along: `TRANSFER` [t], what `fire` gave; the ones that arrived are moved to the front.
         dominant: uint32 [lanes], each lane's commonest region, favoured when `region_zero_counts`.
         region_zero_counts: See `AESGConfig`; the same for the next two.
         transfer_threshold: float32.
         arrival_threshold: float32.
         clamp: float32, no energy exceeds it.
         adds_up: Whether arrivals add to the energy that is there, or only exceed it.
-        lanes: int64, each place's lane.
-        region: uint32, per place.
-        known: int8, per place.
-        gate: float32, per place.
-        energy: float32, per place.
-        received: float32, per place, all zero: what arrives there now.
-        position: int64, per place, where it is in `active`; -1 where it is not.
+        places: `PLACE`; `received` is zero, and then what arrives.
         active: int64, the active places in the order in which they became active.
         actives: How many.
         reached: Out: int64, positions of the places where something arrived, in no order.
@@ -389,8 +373,12 @@ def arrive(
     Returns:
         Number of transfers that arrived, of active places, and of places reached.
     """
+    edge, origin, to = sent_along["edge"], sent_along["origin"], sent_along["to"]
+    moved, most = sent_along["moved"], sent_along["most"]
+    lanes, region, known, gate = places["lane"], places["region"], places["known"], places["gate"]
+    energy, received, position = places["energy"], places["received"], places["position"]
     touched = 0
-    for t in range(transfers):
+    for t in range(len(sent_along)):
         there = to[t]
         if known[there] != ALIVE:
             moved[t] = _ZERO
@@ -429,7 +417,7 @@ def arrive(
         reached[arrived] = position[there]
         arrived += 1
     kept = 0
-    for t in range(transfers):
+    for t in range(len(sent_along)):
         # What carried nothing does not count; where nothing arrived nothing was received.
         if moved[t] > _ZERO and received[to[t]] > _ZERO:
             edge[kept] = edge[t]
@@ -442,8 +430,7 @@ def arrive(
 def choose(
     active: Array,
     ends: Array,
-    energy: Array,
-    rows: Array,
+    places: Array,
     top_k: int,
     fills: bool,
     near: Array,
@@ -460,8 +447,7 @@ def choose(
     Args:
         active: int64, active places, lane by lane.
         ends: int64 [lanes + 1], lane l has `active[ends[l]:ends[l + 1]]`.
-        energy: float32, per place.
-        rows: int64, per place.
+        places: `PLACE`.
         top_k: How many are to be returned.
         fills: Whether the nearest rows fill up what is missing.
         near: int64, each lane's nearest rows, best first.
@@ -471,6 +457,7 @@ def choose(
         out_energy: Out: float32, its energy.
         out_ends: Out: int64 [lanes + 1], as `ends`.
     """
+    energy, rows = places["energy"], places["row"]
     n = 0
     out_ends[0] = 0
     for lane in range(len(ends) - 1):
@@ -541,21 +528,19 @@ def explain(vectors: Array, energies: Array, query: Array) -> float:
 
 def _signatures(types: Any) -> Sequence[Sequence[Any]]:
     i8, f4, f8, yes = types.int64, types.float32, types.float64, types.boolean
-    ints, u4s, f4s, i1s = i8[::1], types.uint32[::1], f4[::1], types.int8[::1]
+    ints, u4s, f4s = i8[::1], types.uint32[::1], f4[::1]
     wide = f4[:, ::1]
-    table = (ints, ints, ints)
-    transfers = (ints, ints, ints, f4s, f4s)
+    places, transfers = records(PLACE), records(TRANSFER)
     adjacency = (ints, ints, f4s, f4s)
-    places = (*table, u4s, i1s, f4s, f4s, ints, i8)
     firing = (ints, f4s, ints, ints)
     return (
-        (ints, ints, f4s, *table, f4s, i8, ints),
-        (*table, i8),
-        (*firing, *adjacency, f8, f4, f4, yes, f4, f4, *places, *transfers, ints, yes[::1]),
-        (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, ints, u4s, i1s, f4s),
+        (places, f4, ints, places, ints),
+        (ints, places, i8),
+        (*firing, *adjacency, f8, f4, f4, yes, f4, f4, ints, places, i8, transfers, ints, yes[::1]),
+        (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, places),
         (wide, ints, wide, f4s, yes[::1]),
-        (i8, *transfers, u4s, yes, f4, f4, f4, yes, ints, u4s, i1s, f4s, f4s, f4s, ints, ints, i8, ints),
-        (ints, ints, f4s, ints, i8, yes, ints, ints, ints, ints, f4s, ints),
+        (transfers, u4s, yes, f4, f4, f4, yes, places, ints, i8, ints),
+        (ints, ints, places, i8, yes, ints, ints, ints, ints, f4s, ints),
         (wide, f4s, f4s),
     )
 

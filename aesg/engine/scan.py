@@ -42,7 +42,10 @@ def units(vectors: npt.NDArray[np.floating]) -> Vectors:
     """Vectors [n, D] at length 1, float32; one that is zero or not finite has no direction and becomes zero."""
     wide = np.asarray(vectors, dtype=np.float64)
     with np.errstate(all="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", wide, wide))
+        squares = np.vecdot(wide, wide)
+        lengths = np.sqrt(squares)
+        if squares.size and squares.min() > 0 and squares.max() < np.inf:  # as nearly always
+            return np.asarray(wide / lengths[:, None], np.float32)
         out = (wide / lengths[:, None]).astype(np.float32)
         directed = np.isfinite(lengths) & (lengths > 0)
     return np.where(directed[:, None], out, np.float32(0))

@@ -88,9 +88,21 @@ def nearest(
         include_pruned: Pruned rows count too (0.3.0); where there are any, the search is exact.
         index: Where candidates may come from; None takes what was announced for the graph, if anything was.
     """
-    directions = units(queries)
+    return towards(graph, units(queries), k, min_similarity, include_pruned=include_pruned, index=index)
+
+
+def towards(
+    graph: Graph,
+    directions: Vectors,
+    k: int,
+    min_similarity: float,
+    *,
+    include_pruned: bool = False,
+    index: Source | None = None,
+) -> list[Nearest]:
+    """`nearest` for directions [B, D] of length 1, or 0."""
     asking = np.flatnonzero(directions.any(axis=1))
-    found = [Nearest(np.empty(0, np.int64), np.empty(0, np.float32))] * len(queries)
+    found = [Nearest(np.empty(0, np.int64), np.empty(0, np.float32))] * len(directions)
     if not len(asking):
         return found
     wanted = directions[asking]
@@ -184,4 +196,4 @@ def _is_active(graph: Graph, chunk: Columns, first: int) -> npt.NDArray[np.uint8
     return graph.nodes.read(np.arange(first, first + len(chunk["vector"])), ["is_active"])["is_active"]
 
 
-__all__ = ["Floats", "Nearest", "cosines", "exact", "nearest", "read", "units"]
+__all__ = ["Floats", "Nearest", "cosines", "exact", "nearest", "read", "towards", "units"]

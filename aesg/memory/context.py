@@ -8,10 +8,12 @@ from functools import cached_property
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from aesg.engine.activation import Activation
+from aesg.engine.activation import Ways as EngineWays
 from aesg.records import Ids
 
 
@@ -20,6 +22,16 @@ class Ways(Protocol):
 
     def tolist(self) -> Any:
         """[source row, target row] of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """The paths of a lane that the engine activated."""
+
+    ways: EngineWays
+
+    def tolist(self) -> Any:
+        return self.ways.paths.tolist()
 
 
 class Lanewise(Protocol):
@@ -95,7 +107,6 @@ class BatchContext:
         activated_nodes: The N rows.
         ids: uint64 [N].
         weights: Tensor [N].
-        batch_index: int64 Tensor [N], the lane of each concept.
         explanation: One score per lane.
         born: Per lane, the row of the concept born of its query, or None.
         dim: D.
@@ -115,24 +126,26 @@ class BatchContext:
     ) -> None:
         counts = [len(a.rows) for a in activations]
         self._ends = np.cumsum([0, *counts]).tolist()
-        self._paths: Lanewise = [a.paths for a in activations]
+        self._paths: Lanewise = [_Paths(a.ways) for a in activations]
         self.num_primary = num_primary
         self.dim = dim
         self.explanation = explanation
         self.born = born
         self.cut = [a.cut for a in activations]
-        self.ids = np.concatenate([_NO_IDS, *(a.ids for a in activations)])
+        self.ids = _joined([a.ids for a in activations], _NO_IDS)
         self.activated_nodes: list[int] = [row for a in activations for row in a.rows.tolist()]
 
         total = self._ends[-1]
-        energies = np.concatenate([a.energies for a in activations]) if total else np.empty(0, np.float32)
-        self.weights = torch.from_numpy(energies).to(device, dtype)
-        lanes = np.repeat(np.arange(len(counts)), counts)
-        self.batch_index = torch.from_numpy(lanes).to(device)
+        self.weights = _tensor(_joined([a.energies for a in activations], _NO_ENERGIES), device, dtype)
         self.concept_vectors: Tensor | None = None
         if total:
-            vectors = np.concatenate([a.vectors for a in activations])
-            self.concept_vectors = torch.from_numpy(vectors).to(device, dtype)
+            vectors = _joined([a.vectors for a in activations], np.empty((0, dim), np.float32))
+            self.concept_vectors = _tensor(vectors, device, dtype)
+
+    @cached_property
+    def batch_index(self) -> Tensor:
+        """The lane of each concept, int64 [N]."""
+        return torch.repeat_interleave(torch.tensor(np.diff(self._ends), device=self.weights.device))
 
     def __len__(self) -> int:
         """B."""
@@ -142,13 +155,15 @@ class BatchContext:
         """Lane `lane`'s own context; its tensors are views of the batch's."""
         index = range(len(self))[lane]
         start, stop = self._ends[index : index + 2]
+        vectors, weights = self.concept_vectors, self.weights
+        if len(self) > 1:  # a slice of a tensor takes as long as a hop's arithmetic
+            vectors = vectors[start:stop] if vectors is not None and start < stop else None
+            weights = weights[start:stop]
         return RetrievedContext(
-            concept_vectors=self.concept_vectors[start:stop]
-            if self.concept_vectors is not None and start < stop
-            else None,
+            concept_vectors=vectors,
             activated_nodes=self.activated_nodes[start:stop],
             ids=self.ids[start:stop],
-            weights=self.weights[start:stop],
+            weights=weights,
             explanation=self.explanation[index],
             born=self.born[index],
             num_primary=self.num_primary,
@@ -218,6 +233,16 @@ class BatchContext:
 
 
 _NO_IDS: Final[Ids] = np.empty(0, np.uint64)
+_NO_ENERGIES: Final = np.empty(0, np.float32)
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]], empty: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate([empty, *arrays])
+
+
+def _tensor(array: npt.NDArray[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if tensor.dtype == dtype and tensor.device == device else tensor.to(device, dtype)
 
 
 def _weighted_means(vectors: Tensor, weights: Tensor, lanes: Tensor | None, count: int) -> Tensor:

@@ -469,7 +469,10 @@ class AESGMemory(nn.Module):
             device = query.device
             dtype = query.dtype if query.is_floating_point() else torch.float32
             numbers = not query.is_complex() and query.dtype is not torch.bool
-            array = query.detach().to("cpu", torch.float32).numpy() if numbers else np.empty(0)
+            here = query.detach()
+            if here.dtype is not torch.float32 or here.device.type != "cpu":
+                here = here.to("cpu", torch.float32) if numbers else torch.empty(0)
+            array = here.numpy()
         else:
             try:
                 given = np.asarray(query)

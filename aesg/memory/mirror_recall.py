@@ -27,7 +27,6 @@ class MirroredContext(BatchContext):
     """
 
     def __init__(self, found: Reflection, *, num_primary: int, dim: int, dtype: torch.dtype) -> None:
-        device = found.weights.device
         lanes = len(found.ends) - 1
         self._ends = found.ends.tolist()
         self._paths = found.paths
@@ -39,7 +38,6 @@ class MirroredContext(BatchContext):
         self.ids = found.ids
         self.activated_nodes = found.rows.tolist()
         self.weights = found.weights.to(dtype)
-        self.batch_index = torch.from_numpy(np.repeat(np.arange(lanes), np.diff(found.ends))).to(device)
         self.concept_vectors = found.vectors.to(dtype) if len(found.rows) else None
 
 
