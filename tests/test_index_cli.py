@@ -29,7 +29,7 @@ def run(*args, status=0):
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == status
-    return json.loads(result.stdout) if "--json" in args else result.stdout
+    return json.loads(result.stdout) if "--json" in args else result.output
 
 
 def test_build_show_check_drop(url, tmp_path):
@@ -53,8 +53,10 @@ def test_build_show_check_drop(url, tmp_path):
     assert not (tmp_path / "store.seed-index").exists()
 
 
-def test_people_see_a_table_and_bars(url):
+def test_people_see_a_table_and_bars(url, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if on a terminal
     text = run(url, "--build")
+    monkeypatch.delenv("FORCE_COLOR")
     for part in ("building", "600/600", "recall", "entries", url):
         assert part in text
     assert "True" in run(url)

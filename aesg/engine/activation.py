@@ -432,11 +432,10 @@ class _Spread:
         config, places, lanes = self._config, self._places, len(self._directions)
         place, rows, energy, ends = self._chosen()
         columns, where = yield from self._read(rows, ("id", "vector"))
-        vectors = columns["vector"][where]
         lane = np.repeat(np.arange(lanes), np.diff(ends))
-        cosine = np.empty(len(rows), np.float32)
-        directed = np.empty(len(rows), np.bool_)
-        LOOPS.get(kernels.cosines, vectors.size)(vectors, lane, self._directions, cosine, directed)
+        cosine, directed = np.empty(len(rows), np.float32), np.empty(len(rows), np.bool_)
+        loop = LOOPS.get(kernels.cosines, len(rows) * self._directions.shape[1])
+        loop(columns["vector"], where, self._directions, lane, cosine, directed)
         keys = (rows, -cosine, -energy) if config.tie_break == "cosine" else (-energy,)
         if lanes == 1:
             order = np.lexsort(keys)[: config.top_k]
@@ -446,8 +445,8 @@ class _Spread:
             order = order[np.arange(len(order)) - ends[lane] < config.top_k]
             ends = np.searchsorted(lane[order], np.arange(lanes + 1))
         ways = _Transfers(places, self._hops, place[order], lanes)
-        rows, energy, cosine, vectors = rows[order], energy[order], cosine[order], vectors[order]
-        ids = columns["id"][where[order]]
+        rows, energy, cosine, where = rows[order], energy[order], cosine[order], where[order]
+        ids, vectors = columns["id"][where], columns["vector"][where]
         out = []
         for i in range(lanes):
             mine = slice(ends[i], ends[i + 1])

@@ -326,18 +326,19 @@ def cosine_of(vector: Array, direction: Array) -> tuple[Any, bool]:
     return np.float32(max(-1.0, min(1.0, far / np.sqrt(wide)))), True
 
 
-def cosines(vectors: Array, lane: Array, directions: Array, out: Array, directed: Array) -> None:
-    """Cosines of vectors with their lanes' queries; 0 where either has no direction.
+def cosines(vectors: Array, which: Array, directions: Array, towards: Array, out: Array, directed: Array) -> None:
+    """Cosines of vectors with directions of length 1; 0 where either has none.
 
     Args:
-        vectors: float32 [n, D].
-        lane: int64 [n].
-        directions: float32 [lanes, D].
+        vectors: float32 [m, D].
+        which: int64 [n], which of them.
+        directions: float32 [B, D].
+        towards: int64 [n], which of those each is compared with.
         out: Out: float32 [n].
-        directed: Out: bool [n], whether both have one.
+        directed: Out: bool [n], whether both have a direction.
     """
-    for i in range(len(vectors)):
-        cosine, has = cosine_of(vectors[i], directions[lane[i]])
+    for i in range(len(which)):
+        cosine, has = cosine_of(vectors[which[i]], directions[towards[i]])
         out[i] = cosine
         directed[i] = has
 
@@ -538,7 +539,7 @@ def _signatures(types: Any) -> Sequence[Sequence[Any]]:
         (ints, places, i8),
         (*firing, *adjacency, f8, f4, f4, yes, f4, f4, ints, places, i8, transfers, ints, yes[::1]),
         (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, places),
-        (wide, ints, wide, f4s, yes[::1]),
+        (wide, ints, wide, ints, f4s, yes[::1]),
         (transfers, u4s, yes, f4, f4, f4, yes, places, ints, i8, ints),
         (ints, ints, places, i8, yes, ints, ints, ints, ints, f4s, ints),
         (wide, f4s, f4s),

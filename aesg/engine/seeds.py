@@ -43,19 +43,25 @@ class Nearest:
     cosines: Floats
 
 
-def cosines(vectors: Vectors, directions: Vectors, which: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Cosine of each vector [n, D] with a unit direction: row `which` [n] of `directions` [m, D].
+def cosines(vectors: Vectors, which: Rows, directions: Vectors, towards: Rows) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Cosines of vectors with unit directions.
+
+    Args:
+        vectors: float32 [m, D].
+        which: int64 [n], which of them.
+        directions: float32 [B, D].
+        towards: int64 [n], which of those each is compared with.
 
     Returns:
         float32 [n] in [-1, 1], 0 where either has no direction; and bool [n], whether both have one.
     """
-    out, directed = np.empty(len(vectors), np.float32), np.empty(len(vectors), np.bool_)
-    vectors, loop = np.ascontiguousarray(vectors), LOOPS.get(kernels.cosines, vectors.size)
+    out, directed = np.empty(len(which), np.float32), np.empty(len(which), np.bool_)
+    vectors, loop = np.ascontiguousarray(vectors), LOOPS.get(kernels.cosines, len(which) * vectors.shape[1])
 
     def compare(some: slice) -> None:
-        loop(vectors[some], which[some], directions, out[some], directed[some])
+        loop(vectors, which[some], directions, towards[some], out[some], directed[some])
 
-    in_threads(compare, parts(len(vectors), _WORTH_A_THREAD))
+    in_threads(compare, parts(len(which), _WORTH_A_THREAD))
     return out, directed
 
 
@@ -173,13 +179,14 @@ def _ranked(
         indexed: Candidates may repeat, or have been pruned.
     """
     fields = ["vector", "is_active"] if indexed else ["vector"]
-    # In one lane hardly any row repeats.
-    columns = graph.nodes.read(rows, fields) if len(directions) == 1 else read(graph, rows, fields)
-    similarity, directed = cosines(columns["vector"], directions, lanes)
+    # Stores like rows best in ascending order and each but once; in one lane hardly any repeats.
+    distinct, where = (rows, np.arange(len(rows))) if len(directions) == 1 else np.unique(rows, return_inverse=True)
+    columns = graph.nodes.read(distinct, fields)
+    similarity, directed = cosines(columns["vector"], where, directions, lanes)
     order = np.lexsort((rows, -similarity, lanes))
     good = similarity > min_similarity
     if indexed:
-        good &= directed & (columns["is_active"] != 0)
+        good &= directed & (columns["is_active"] != 0)[where]
     order = order[good[order]]
     if indexed and len(order) > 1:
         repeated = (rows[order[1:]] == rows[order[:-1]]) & (lanes[order[1:]] == lanes[order[:-1]])

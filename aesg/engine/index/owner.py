@@ -494,7 +494,7 @@ class SeedIndex:
         roster = self._fingerprint()
         if roster is not None:
             self._build_from(roster)
-            self._rebuild = False
+            self._rebuild, self._loaded = False, True  # what was saved before is of no interest any more
 
     def _build_from(self, roster: Roster) -> None:
         _, leaders = roster.adopt(Roster())
