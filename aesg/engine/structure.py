@@ -18,7 +18,7 @@ from aesg.config import AESGConfig
 from aesg.engine.seeds import cosines, read, units
 from aesg.errors import InvalidInputError
 from aesg.protocols import Graph
-from aesg.records import NODE_DEFAULTS, NODE_FIELDS, EventType, NodeBatch, Rows, Vectors, events, now, ranges
+from aesg.records import NODE_DEFAULTS, NODE_FIELDS, EventType, NodeBatch, Rows, Vectors, events, new_ids, now, ranges
 
 FIXED: Final = 1.0
 """Stability from which on a concept keeps its identity: it is never merged or split."""
@@ -52,8 +52,10 @@ def create_sensory(
         Their rows.
     """
     count = len(vectors)
+    if ids is None:
+        ids = new_ids(count)
     rows = graph.nodes.append(NodeBatch(vectors, ids, {"stability": np.full(count, stability, np.float32)}))
-    graph.events.append(events(EventType.CREATE, graph.nodes.read(rows, ["id"])["id"], val=1.0))
+    graph.events.append(events(EventType.CREATE, ids, val=1.0))
     return rows
 
 
@@ -351,7 +353,8 @@ def _merge_alike(graph: Graph, threshold: float) -> None:
         pairs = np.unique(np.minimum(source, target)[good] * size + np.maximum(source, target)[good])
         older, younger = np.divmod(pairs, size)
         one, two = (read(graph, rows, ["vector"])["vector"] for rows in (older, younger))
-        cosine, _ = cosines(one, units(two), np.arange(len(one)))
+        each = np.arange(len(one))
+        cosine, _ = cosines(one, each, units(two), each)
         hit = (cosine >= threshold) & (cosine > 0)
         alike.append(pairs[hit])
         likeness.append(cosine[hit])
