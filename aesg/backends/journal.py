@@ -6,9 +6,10 @@ while applying leaves a whole entry: whoever opens the store for writing next ap
 is harmless because entries say what bytes are to be, not how to change them.
 
 The layout, little-endian: a header of 4096 bytes (magic, boot id, and three words that readers watch: the generation
-and offset of the newest entry, and the generation that has been applied), then entries of magic u32, crc32 u32 (of the
-rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as far as magic, checksum and
-consecutive generations reach; after `restart` new ones overwrite the old, whose generations are lower: the chain ends.
+and offset of the newest entry, and the generation that has been applied; eight more are the backend's), then entries of
+magic u32, crc32 u32 (of the rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as
+far as magic, checksum and consecutive generations reach; after `restart` new ones overwrite the old, whose generations
+are lower: the chain ends.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ _NUMBERS: Final = struct.Struct("<QQ")
 _HEADER_SIZE: Final = 4096
 _WORDS_AT: Final = 64
 _GENERATION, _OFFSET, _APPLIED = range(3)
+_MARKS: Final = 8
 _ZEROS: Final = bytes(1 << 20)
 """What a synced journal grows by beyond a small entry: an fdatasync into blocks that exist costs half of one that
 allocates."""
@@ -81,7 +83,7 @@ class Journal:
             os.close(self._fd)
             raise
         # Aligned words, each stored and loaded at once: a kill leaves the old value or the new one.
-        self._words: npt.NDArray[np.uint64] = np.ndarray((3,), "<u8", self._map, _WORDS_AT)
+        self._words: npt.NDArray[np.uint64] = np.ndarray((3 + _MARKS,), "<u8", self._map, _WORDS_AT)
         self._end = _HEADER_SIZE
         self._size = os.fstat(self._fd).st_size
         self.inode = os.fstat(self._fd).st_ino
@@ -146,6 +148,14 @@ class Journal:
         self._words[_GENERATION] = generation
         self._words[_OFFSET] = at
 
+    def marks(self) -> list[int]:
+        """Eight numbers that the backend keeps in the header; 0 at first."""
+        return [int(word) for word in self._words[3:]]
+
+    def set_marks(self, marks: Sequence[int]) -> None:
+        """Set the first of those numbers. Not in the entries: a backend that recovers does without them."""
+        self._words[3 : 3 + len(marks)] = marks
+
     def mark_applied(self, generation: int) -> None:
         """Say that the files hold everything up to this generation."""
         self._words[_APPLIED] = generation
@@ -201,8 +211,40 @@ class Journal:
             self._end = before
             raise
 
+    def trim(self) -> None:
+        """Cut off what lies behind the entries: those of before a restart."""
+        with os_errors("truncating", self.path):
+            os.ftruncate(self._fd, self._end)
+            self._size = self._end
+
     def close(self) -> None:
         """Close the file; the words stay readable no longer."""
         del self._words
         self._map.close()
         os.close(self._fd)
+
+
+def entries_left(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Entries that are sound, from the first one on, in a file that may be no whole journal: generation, payload.
+
+    Nothing of its header is believed: of a header that is damaged the entries are none the worse. A file that was never
+    there has none.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        at, last, size = _HEADER_SIZE, None, os.fstat(fd).st_size
+        while len(head := read_exactly(fd, _ENTRY.size, at)) == _ENTRY.size:
+            magic, crc, generation, length = _ENTRY.unpack(head)
+            if magic != _ENTRY_MAGIC or at + _ENTRY.size + length > size or last not in (None, generation - 1):
+                return
+            payload = read_exactly(fd, length, at + _ENTRY.size)
+            if zlib.crc32(payload, zlib.crc32(head[8:])) != crc:
+                return
+            yield generation, payload
+            last = generation
+            at += _ENTRY.size + length + -length % 8
+    finally:
+        os.close(fd)

@@ -11,6 +11,7 @@ from aesg.backends.memmap.handle import promises
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.writer import MemmapWriter
 from aesg.backends.registry import Backend, Mode, Option, choice
+from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.protocols import Durability, GraphStore
 
@@ -25,6 +26,13 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
         return kind(canonical, directory, vector_dim, durability)
 
 
+def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
+    from aesg.backends.memmap.salvage import MemmapWreck
+
+    directory = url.local_path()
+    return MemmapWreck(str(StoreURL(url.scheme, "", str(directory))), directory, vector_dim)
+
+
 def _durability(options: Mapping[str, Any]) -> Durability:
     return Durability[str(options.get("durability", "process_crash")).upper()]
 
@@ -35,6 +43,8 @@ BACKEND: Final = Backend(
     open=_open,
     promises=lambda options: promises(_durability(options)),
     recognises=recognises,
+    salvage=_salvage,
+    unfinished={"durability": "process_crash"},
     options={
         "durability": Option(
             choice("process_crash", "power_loss"),

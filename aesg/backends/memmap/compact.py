@@ -17,10 +17,10 @@ from aesg.records import Rows
 _CHUNK: Final = 1 << 18
 
 
-def write_compacted(tables: MemmapTables, *, suffix: str, sync: bool) -> tuple[Rows, State]:
+def write_compacted(tables: MemmapTables, least: float, *, suffix: str, sync: bool) -> tuple[Rows, State]:
     """Write both files anew, beside the old ones, under their names with a suffix. The old ones stay as they are.
 
-    Rows and refs keep their order, so every list does.
+    Rows and refs keep their order, so every list does. Edges of less confidence than `least` are left out.
 
     Returns:
         The row map (old row → new row, -1: dropped) and the state that the new files hold.
@@ -35,7 +35,7 @@ def write_compacted(tables: MemmapTables, *, suffix: str, sync: bool) -> tuple[R
     nodes = int(stays.sum())
     heads = np.full(nodes, END, np.int64)
     with _Output(directory / (EDGES + suffix)) as out:
-        edges = _write_edges(tables, out, row_map, heads)
+        edges = _write_edges(tables, out, row_map, heads, least)
         out.finish(MIN_EDGES * EDGE_DTYPE.itemsize, sync=sync)
     with _Output(directory / (NODES + suffix)) as out:
         _write_nodes(tables, out, stays, heads)
@@ -73,7 +73,7 @@ class _Output:
         os.close(self._fd)
 
 
-def _write_edges(tables: MemmapTables, out: _Output, row_map: Rows, heads: npt.NDArray[np.int64]) -> int:
+def _write_edges(tables: MemmapTables, out: _Output, row_map: Rows, heads: npt.NDArray[np.int64], least: float) -> int:
     """Write the surviving edges, linked anew; fills `heads`; returns their number."""
     written = 0
     for start, stop in _spans(tables.edge_slots):
@@ -81,7 +81,7 @@ def _write_edges(tables: MemmapTables, out: _Output, row_map: Rows, heads: npt.N
         old = np.empty(len(refs), EDGE_DTYPE)
         for field in EDGE_DTYPE.names or ():
             old[field] = tables.edges.chunk(field, start, stop)
-        live = np.flatnonzero(old["next_edge_idx"] != REMOVED)
+        live = np.flatnonzero((old["next_edge_idx"] != REMOVED) & ~(old["confidence"] < np.float32(least)))
         ends = [tables.rows_of(np.ascontiguousarray(old[field][live])) for field in ("source_id", "target_id")]
         source, target = (np.where(rows >= 0, row_map[rows], -1) if len(row_map) else rows for rows in ends)
         kept = (source >= 0) & (target >= 0)

@@ -3,6 +3,7 @@
 nodes.aesg edges.aesg meta.npy evolution.aesglog    the published format; complete whenever the store is closed
 store.json     uuid, generation, attributes
 journal.redo   commits since the last checkpoint; there only while a writer has the store open, or was killed
+nodes.*.column columns of nodes.aesg that count in place of the records' (see `beside`); there as long as the journal
 ids.index      id → row; derived, may be deleted
 writer.lock    locked by the writer, names its pid
 """
@@ -13,6 +14,7 @@ import json
 import os
 import uuid
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +23,7 @@ import numpy as np
 
 from aesg.backends.files import commit_lock, os_errors, replace_file, sync_directory
 from aesg.backends.journal import Journal
-from aesg.backends.memmap import redo
+from aesg.backends.memmap import beside, redo
 from aesg.backends.memmap.format import (
     EDGE_DTYPE,
     EDGES,
@@ -78,7 +80,7 @@ def has_store(directory: Path) -> bool:
     if (directory / META).is_file():
         return True
     left = [name for name in (NODES, EDGES, EVENTS) if (directory / name).exists()]
-    body = _read_store_json(directory)
+    body = read_store_json(directory)
     cut_short = body is not None and body["generation"] == 0 and not body["nodes"] and not body["edges"]
     if left and not cut_short:
         raise CorruptionError(
@@ -142,7 +144,7 @@ def write_store_json(directory: Path, identity: str, generation: int, dim: int, 
     replace_file(directory / STORE, data.encode(), sync=sync)
 
 
-def _read_store_json(directory: Path) -> dict[str, Any] | None:
+def read_store_json(directory: Path) -> dict[str, Any] | None:
     """The body of `store.json`; None when there is none, as in a directory that only 0.3.0 has written to.
 
     Raises:
@@ -193,7 +195,8 @@ def open_files(directory: Path, dim: int, least: tuple[int, int], *, writable: b
                 f"{path}: {size} bytes, expected at least {max(records, 1) * dtype.itemsize} ({records} records of "
                 f"{dtype.itemsize} bytes): it was truncated, or is another store's"
             )
-    nodes = RecordFile(directory / NODES, kinds[NODES][0], least[0], writable=writable)
+    columns = beside.Beside(directory, writable=writable)
+    nodes = RecordFile(directory / NODES, kinds[NODES][0], least[0], writable=writable, beside=columns)
     try:
         edges = RecordFile(directory / EDGES, kinds[EDGES][0], least[1], writable=writable)
     except BaseException:
@@ -208,7 +211,7 @@ def open_at_rest(directory: Path, meta: Meta, *, writable: bool) -> Opened:
     Raises:
         CorruptionError: The files hold less than `meta.npy` or `store.json` say.
     """
-    body = _read_store_json(directory)
+    body = read_store_json(directory)
     _check_same_dim(directory, body, meta)
     files = open_files(directory, meta.vector_dim, (meta.cap_nodes, meta.cap_edges), writable=writable)
     try:
@@ -235,10 +238,15 @@ def open_at_rest(directory: Path, meta: Meta, *, writable: bool) -> Opened:
         raise
 
 
-def open_beside_writer(directory: Path, dim: int, state: State, generation: int) -> Opened:
+def open_beside_writer(directory: Path, dim: int, state: State, generation: int, column_rows: Sequence[int]) -> Opened:
     """Open for reading a store whose present state the writer's journal gave; commits are kept out meanwhile."""
-    body = _read_store_json(directory)
+    body = read_store_json(directory)
     files = open_files(directory, dim, (state.nodes, state.edges), writable=False)
+    try:
+        files.nodes.beside.follow(column_rows)
+    except BaseException:
+        files.close()
+        raise
     return Opened(files, state, generation, body["uuid"] if body else "")
 
 
@@ -278,7 +286,7 @@ def recover(directory: Path, journal: Journal, meta: Meta, *, sync: bool) -> Ope
         guard = os.open(directory / NODES, os.O_RDWR | os.O_CLOEXEC)
     try:
         with commit_lock(guard, exclusive=True):
-            body = _read_store_json(directory)
+            body = read_store_json(directory)
             _check_same_dim(directory, body, meta)
             states = [(generation, redo.decode_state(payload)) for generation, payload in journal.entries()]
             reached = states[-1][0] if states else 0

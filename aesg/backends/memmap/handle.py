@@ -17,6 +17,7 @@ from aesg.protocols import (
     Capabilities,
     Durability,
     Integrity,
+    Progress,
     Readers,
     ReaderView,
     SpaceReclaim,
@@ -70,10 +71,10 @@ class MemmapStore(Store):
     def _committed(self) -> Tables:
         return MemmapTables.committed(self._opened.files, self._opened.state)
 
-    def verify(self) -> list[Violation]:
+    def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
         with self.reading() as tables:
             assert isinstance(tables, MemmapTables)
-            return find_violations(tables)
+            return find_violations(tables, deep=deep, progress=progress)
 
     def stats(self) -> dict[str, Any]:
         active = sum(int(np.count_nonzero(chunk["is_active"])) for chunk in self.nodes.scan(["is_active"]))

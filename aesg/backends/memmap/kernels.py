@@ -34,6 +34,8 @@ _PATIENCE: Final = 1 << 15
 """Edges that are walked in plain Python, some tenth of a second, before what is compiled is loaded."""
 _ROWS_AS_AN_EDGE: Final = 16
 """Vectors that NumPy gathers in the time that plain Python takes for an edge."""
+_IDS_AS_AN_EDGE: Final = 32
+"""Ids that NumPy looks up."""
 _UNLIMITED: Final = (1 << 63) - 1
 
 _FINE, _POINTER, _OWNER, _LIMIT = range(4)
@@ -111,14 +113,25 @@ class Loops:
 
     Attributes:
         find: `_find`, once it is compiled; as plain Python it would be slower than array operations.
+        enter: `_enter`, likewise.
     """
 
     def __init__(self, patience: int = _PATIENCE) -> None:
         self._patience = patience
         self._walk: Callable[..., Any] = _walk
         self.find: Callable[..., Rows] | None = None
+        self.enter: Callable[..., None] | None = None
+        self._ids_left = _IDS_AS_AN_EDGE * patience
         self._rows_left = _ROWS_AS_AN_EDGE * patience
         self._gather: Callable[..., Array] | None = None
+
+    def finder(self, ids: int) -> Callable[..., Rows] | None:
+        """`find` for so many ids; None where that is not worth compiling yet, or cannot be compiled."""
+        if self._patience < _UNLIMITED:
+            self._ids_left -= ids
+            if self._ids_left < 0:
+                self._load()
+        return self.find
 
     def gatherer(self, rows: int) -> Callable[..., Array] | None:
         """`gathering.gather` for so many rows; None where that is not worth compiling yet, or cannot be compiled."""
@@ -170,15 +183,15 @@ class Loops:
         """Go on with what is compiled, or without it for good."""
         loaded = _compiled()
         if loaded is not None:
-            self._walk, self.find, self._gather = loaded
+            self._walk, self.find, self.enter, self._gather = loaded
         self._patience = _UNLIMITED  # last: until then other threads do not set out on a long way in plain Python
 
 
 # --- compiling -------------------------------------------------------------------------------------------------------
 
 
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any] | None] | None:
-    """`_walk`, `_find` and, if it can be had, the gather.
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any], Callable[..., Any] | None] | None:
+    """`_walk`, `_find`, `_enter` and, if it can be had, the gather.
 
     None where numba has been told not to compile, or cannot be imported.
     """
@@ -199,13 +212,14 @@ def _compiled() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., A
     if walking is _walk:  # NUMBA_DISABLE_JIT gives back what it was given
         return None
     find = compiled(_find, (column(u8), u8[::1], i8, column(u8), column(i8), column(u4), i8))
+    enter = compiled(_enter, (column(u8), i8, u4[::1], u8, u8))
     try:
         from aesg.backends.memmap import gathering
 
-        return walking, find, compiled(gathering.gather, gathering.SIGNATURE)
+        return walking, find, enter, compiled(gathering.gather, gathering.SIGNATURE)
     except Exception as error:  # it is made of parts of numba that another version may not have
         warnings.warn(f"vectors are gathered slowly with this numba: {error}", RuntimeWarning, stacklevel=4)
-        return walking, find, None
+        return walking, find, enter, None
 
 
 # --- the loops -------------------------------------------------------------------------------------------------------
@@ -375,7 +389,7 @@ def _find(
         node_ids: uint64, the id of each row.
         seen: uint64, the same as far as it has been read, 0 where it has not: close together, where `node_ids` has a
             page for every few. Filled in here; at least one.
-        committed: So many rows are there for good, and so may be kept in `seen`.
+        committed: So many rows are there for good, and so may be put into `seen`.
         ids: uint64 [n], what to look up.
         homes: int64 [n], where in the table to begin.
         table: uint32, rows + 1; 0: free. Its length is a power of two.
@@ -386,6 +400,7 @@ def _find(
     """
     out = np.empty(len(ids), np.int64)
     mask = len(table) - 1
+    known_rows = min(count, len(seen))
     looking = np.empty(_BATCH, np.int64)
     slots = np.empty(_BATCH, np.int64)
     rows = np.empty(_BATCH, np.int64)
@@ -399,9 +414,9 @@ def _find(
             for i in range(left):
                 rows[i] = np.int64(table[slots[i]]) - 1
             for i in range(left):
-                known[i] = seen[rows[i] if 0 <= rows[i] < committed else 0]
+                known[i] = seen[rows[i] if 0 <= rows[i] < known_rows else 0]
             for i in range(left):
-                if (known[i] == 0) | (rows[i] >= committed):
+                if (known[i] == 0) | (rows[i] >= known_rows):
                     at = rows[i] if 0 <= rows[i] < count else 0
                     known[i] = node_ids[at]
                     if at < committed:
@@ -416,6 +431,24 @@ def _find(
                 others += (row >= 0) & ((row >= count) | (known[i] != ids[at]))
             left = others
     return out
+
+
+def _enter(ids: Ids, first: int, table: npt.NDArray[np.uint32], multiplier: np.uint64, shift: np.uint64) -> None:
+    """Put rows into the table of an `IdIndex`, each at the first free place from its own on.
+
+    Args:
+        ids: uint64 [n], of the rows from `first` on.
+        first: Row.
+        table: In, out: uint32, rows + 1; 0: free. Its length is a power of two.
+        multiplier: An id times this, shifted right …
+        shift: … by this, is its own place.
+    """
+    mask = len(table) - 1
+    for i in range(len(ids)):
+        at = np.int64((ids[i] * multiplier) >> shift)
+        while table[at] != 0:
+            at = (at + 1) & mask
+        table[at] = first + i + 1
 
 
 LOOPS: Final = Loops()

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from aesg.backends.files import WriterLock, commit_lock, os_errors
 from aesg.backends.journal import Journal
-from aesg.backends.memmap import redo
+from aesg.backends.memmap import beside, redo
+from aesg.backends.memmap.beside import FIELDS
 from aesg.backends.memmap.directory import (
     JOURNAL,
     LOCK,
@@ -74,9 +75,10 @@ class MemmapReader(MemmapStore):
             return False
         if journal.generation == self._opened.generation:
             return True
+        files = self._opened.files
+        files.nodes.beside.follow(journal.marks()[: len(FIELDS)])
         self._opened.generation, self._opened.state = _newest(journal)
         state = self._opened.state
-        files = self._opened.files
         files.nodes.count, files.edges.count = state.nodes, state.edges
         files.events.reopen()
         return files.nodes.reach(state.nodes) and files.edges.reach(state.edges)
@@ -118,7 +120,9 @@ class MemmapReader(MemmapStore):
                     if journal.pending:
                         return False
                     generation, state = _newest(journal)
-                    self._opened = open_beside_writer(self.directory, meta.vector_dim, state, generation)
+                    self._opened = open_beside_writer(
+                        self.directory, meta.vector_dim, state, generation, journal.marks()[: len(FIELDS)]
+                    )
                 self._is_open = True
                 self._opened.uuid = self._opened.uuid or f"0.3.0:{self.directory}"
                 check_sample(self._opened.files, self._opened.state)
@@ -152,6 +156,7 @@ class MemmapReader(MemmapStore):
                     write_heads(self.directory, opened, room, sync=sync)
                     with os_errors("removing", self.directory / JOURNAL):
                         (self.directory / JOURNAL).unlink()
+                    beside.remove(self.directory)
                 finally:
                     opened.files.close()
         finally:
@@ -185,7 +190,7 @@ class MemmapReader(MemmapStore):
     def _rollback(self, tables: WritableTables) -> None:
         raise ReadOnlyError(self.url)
 
-    def _compact(self) -> Rows:
+    def _compact(self, min_confidence: float) -> Rows:
         raise ReadOnlyError(self.url)
 
     def _flush(self) -> None:

@@ -10,7 +10,7 @@ offset u64 and count u64, followed by their data:
 * RECORDS: `count` rows (i64 each), then as many records of `width` bytes. Read, not written any more.
 * SWAP: the file is replaced by the one that compaction left beside it; no data.
 * CELLS: `count` rows (i64 each), then for each the `width` bytes at `offset` in its record. Of a row given twice the
-  last counts. In journals of version 2.
+  last counts. Since version 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,9 +40,9 @@ _last_encoded: tuple[dict[str, JSON], bytes] = ({}, b"{}")
 _OPERATION: Final = struct.Struct("<BBxxIQQ")
 STATE_HEAD: Final = 1 << 14
 """Bytes of an entry that hold the state, unless the attributes are unusually many."""
-_RANGE, _COLUMN, _RECORDS, _SWAP, _CELLS = range(1, 6)
-VERSION: Final = 2
-"""Of a journal with such entries. 1 had no CELLS."""
+RANGE, COLUMN, RECORDS, SWAP, CELLS = range(1, 6)
+VERSION: Final = 3
+"""Of a journal with such entries. 1 had no CELLS, 2 no columns beside the records, of which its header speaks."""
 FILES: Final = (NODES, EDGES, EVENTS)
 COMPACTED: Final = ".compacted"
 """Suffix of the file that a compaction has ready."""
@@ -92,26 +93,59 @@ def changes(number: int, table: PendingRecords) -> list[Any]:
     fields: Any = table.file.dtype.fields
     for field, column in table.held_columns().items():
         kind, offset, *_ = fields[field]
-        parts += [_OPERATION.pack(_COLUMN, number, kind.itemsize, offset, len(column)), np.ascontiguousarray(column)]
+        parts += [_OPERATION.pack(COLUMN, number, kind.itemsize, offset, len(column)), np.ascontiguousarray(column)]
     for field, rows, values in table.cells():
         kind, offset, *_ = fields[field]
-        parts += [_OPERATION.pack(_CELLS, number, kind.itemsize, offset, len(rows)), rows, values]
+        parts += [_OPERATION.pack(CELLS, number, kind.itemsize, offset, len(rows)), rows, values]
     return parts
 
 
 def appended(number: int, item: int, first: int, data: Any) -> list[Any]:
     """The operation for records appended to a file."""
-    return [_OPERATION.pack(_RANGE, number, 0, first * item, memoryview(data).nbytes), data]
+    return [_OPERATION.pack(RANGE, number, 0, first * item, memoryview(data).nbytes), data]
 
 
 def swaps() -> list[Any]:
     """Operations that put the compacted files in place."""
-    return [_OPERATION.pack(_SWAP, number, 0, 0, 0) for number in (0, 1)]
+    return [_OPERATION.pack(SWAP, number, 0, 0, 0) for number in (0, 1)]
 
 
 def count_operations(parts: list[Any]) -> int:
     """How many operations there are among the buffers of `changes` and `appended`."""
     return sum(isinstance(part, bytes) and len(part) == _OPERATION.size for part in parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of an entry; see above.
+
+    Attributes:
+        kind: RANGE to CELLS.
+        file: Number of its file in `FILES`.
+        width: Bytes of a value.
+        offset: Where in the file, or in a record.
+        count: Bytes, or records.
+        data: What follows its header.
+    """
+
+    kind: int
+    file: int
+    width: int
+    offset: int
+    count: int
+    data: memoryview
+
+
+def operations(payload: bytes) -> Iterator[Operation]:
+    """The operations of an entry whose checksum was right."""
+    *_, length, count, _ = _STATE.unpack_from(payload)
+    at = _STATE.size + length
+    for _ in range(count):
+        kind, file, width, offset, number = _OPERATION.unpack_from(payload, at)
+        at += _OPERATION.size
+        size = {RANGE: 1, COLUMN: width, RECORDS: 8 + width, SWAP: 0, CELLS: 8 + width}[kind] * number
+        yield Operation(kind, file, width, offset, number, memoryview(payload)[at : at + size])
+        at += size
 
 
 def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
@@ -127,22 +161,22 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
         kind, number, width, offset, count = _OPERATION.unpack_from(payload, at)
         at += _OPERATION.size
         path = directory / FILES[number]
-        if kind == _SWAP:
+        if kind == SWAP:
             ready = path.with_name(path.name + COMPACTED)
             if ready.exists():
                 with os_errors("replacing", path):
                     os.replace(ready, path)
             continue
-        sizes = {_RANGE: 1, _COLUMN: width, _RECORDS: 8 + width, _CELLS: 8 + width}
+        sizes = {RANGE: 1, COLUMN: width, RECORDS: 8 + width, CELLS: 8 + width}
         if kind not in sizes:
-            raise CorruptionError(f"{path}: the journal has an operation of kind {kind} for it, expected 1 to {_CELLS}")
+            raise CorruptionError(f"{path}: the journal has an operation of kind {kind} for it, expected 1 to {CELLS}")
         size = sizes[kind] * count
         data = memoryview(payload)[at : at + size]
         at += size
         with os_errors("recovering", path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
-                if kind == _RANGE:
+                if kind == RANGE:
                     if (have := os.fstat(fd).st_size) < offset:  # writing there would hide that it was cut off
                         raise CorruptionError(f"{path}: {have} bytes, expected the {offset} that came before")
                     write_all(fd, [data], offset)
@@ -155,7 +189,7 @@ def replay(payload: bytes, directory: Path, node_bytes: int) -> None:
 def _store(path: Path, item: int, kind: int, width: int, offset: int, count: int, data: memoryview) -> None:
     file = np.memmap(path, np.uint8, "r+")
     have = len(file) // item
-    if kind == _COLUMN:
+    if kind == COLUMN:
         if count > have:
             raise CorruptionError(f"{path}: expected at least {count} records of {item} bytes, found {have}")
         np.ndarray((count,), f"V{width}", file, offset, (item,))[:] = np.frombuffer(data, f"V{width}")

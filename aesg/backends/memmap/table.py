@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.files import os_errors, sync_data, write_all
+from aesg.backends.memmap.beside import Beside
 from aesg.backends.memmap.kernels import LOOPS
 from aesg.records import Columns
 from aesg.threads import in_threads, parts
@@ -34,6 +35,8 @@ _WORTH_A_THREAD: Final = 4096
 """Rows to gather that are worth waking a thread for."""
 _ROW_BYTES: Final = 8
 """What a cell takes beside its value."""
+_AT_ONCE: Final = 4096
+"""Records that get several columns one after the other: those they lie in stay in a core's caches meanwhile."""
 
 
 class Records(Protocol):
@@ -58,13 +61,18 @@ class RecordFile:
         count: Committed records.
         capacity: Records that the file has room for.
         views: Field → strided view of the whole file; a sub-array (the vector) as one opaque item, which NumPy gathers
-            three times faster than floats that are not aligned.
+            three times faster than floats that are not aligned. Of a field that lies beside, the records' own values.
+        beside: Columns that count in place of what the records have.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], count: int, *, writable: bool) -> None:
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], count: int, *, writable: bool, beside: Beside | None = None
+    ) -> None:
         self.path = path
         self.dtype = dtype
         self.count = count
+        self.beside = beside or Beside(path.parent, writable=False)  # of edges nothing ever lies beside
+        self._may_lie_beside = beside is not None
         self._writable = writable
         self._items = {
             name: (np.dtype(f"V{kind.itemsize}") if kind.subdtype else kind, offset)
@@ -118,13 +126,28 @@ class RecordFile:
 
             in_threads(copy, parts(len(rows), _WORTH_A_THREAD))
             return self._typed(field, out)
-        return self._typed(field, self.views[field][rows])
+        column = self.beside.columns.get(field)
+        if column is None:
+            return self._typed(field, self.views[field][rows])
+        if not len(rows) or int(rows.max()) < len(column):
+            return np.asarray(column[rows])
+        found, known = self.views[field][rows], rows < len(column)
+        found[known] = column[rows[known]]
+        return found
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
-        return self._typed(field, self.views[field][start:stop].copy())
+        column = self.beside.columns.get(field)
+        if column is None:
+            return self._typed(field, self.views[field][start:stop].copy())
+        if stop <= len(column):
+            return column[start:stop].copy()
+        found = self.views[field][start:stop].copy()
+        found[: max(0, len(column) - start)] = column[start:]
+        return found
 
     def columns(self, fields: Sequence[str], start: int, stop: int) -> Columns:
-        span = self.span(fields)
+        within = [field for field in fields if field not in self.beside.columns]
+        span = self.span(within)
         out: Columns = {}
         if span is not None:
             first, width = span
@@ -132,7 +155,7 @@ class RecordFile:
                 shape, stride = (self.capacity,), (self.dtype.itemsize,)
                 self._spans[span] = np.ndarray(shape, f"V{width}", self._bytes, first, stride)
             near = self._spans[span][start:stop].copy().view(np.uint8)
-            for field in fields:
+            for field in within:
                 item, offset = self._items[field]
                 if item.kind != "V":
                     out[field] = np.ndarray((stop - start,), item, near, offset - first, (width,)).copy()
@@ -152,11 +175,58 @@ class RecordFile:
 
     def records(self, rows: npt.NDArray[np.int64]) -> Array:
         """Whole records, a structured array [n]."""
-        return self.whole[rows].view(self.dtype)
+        found = self.whole[rows].view(self.dtype)
+        for field in self.beside.columns:
+            found[field] = self.gather(field, rows)
+        return found
 
     def store(self, field: str, where: Any, values: Array) -> None:
-        """Overwrite a field of rows (an index array or a slice) that were written before."""
+        """Overwrite a field of rows (an index array or a slice) of records that were written before."""
         self.views[field][where] = self._item(field, values)
+
+    def store_cells(self, field: str, rows: npt.NDArray[np.int64], values: Array) -> None:
+        """Overwrite a field of committed rows; of a row given twice the last value counts."""
+        column = self.beside.columns.get(field)
+        if column is not None:
+            below = rows < len(column)
+            if below.all():
+                column[rows] = values
+                if field in self.beside.stale:
+                    return
+            else:
+                column[rows[below]] = values[below]
+        self.store(field, rows, values)
+
+    def store_columns(self, columns: Columns) -> None:
+        """Overwrite fields of the first rows, as many as are given."""
+        into_records: Columns = {}
+        for field, values in columns.items():
+            if self._may_lie_beside and self.beside.put(field, values):
+                continue
+            if field in self.beside.columns:
+                column = self.beside.columns[field]
+                column[: len(values)] = values[: len(column)]
+            into_records[field] = values
+        self._store_side_by_side(into_records)
+
+    def bring_up(self) -> None:
+        """Put what lies beside into the records, where those are behind. It lies beside still, for who reads it."""
+        self._store_side_by_side({field: self.beside.columns[field] for field in sorted(self.beside.stale)})
+        self.beside.stale.clear()
+
+    def _store_side_by_side(self, columns: Columns) -> None:
+        """Store columns into the first records, going through those once."""
+
+        def some(rows: slice) -> None:
+            for start in range(rows.start, rows.stop, _AT_ONCE):
+                stop = min(start + _AT_ONCE, rows.stop)
+                for field, values in columns.items():
+                    if start < len(values):
+                        part = values[start:stop]
+                        self.store(field, slice(start, start + len(part)), part)
+
+        # In threads: what takes the time is making pages writable.
+        in_threads(some, parts(max(map(len, columns.values()), default=0), _WORTH_A_THREAD))
 
     def fill(self, records: Array, columns: Columns) -> None:
         """Put columns into records in memory, [n] of the file's dtype."""
@@ -207,6 +277,7 @@ class RecordFile:
 
     def close(self) -> None:
         """Close the file. Mappings go with the arrays that refer to them."""
+        self.beside.close()
         self.views = {}
         del self.whole, self._bytes
         os.close(self.fd)
@@ -474,8 +545,7 @@ class PendingRecords:
 
     def apply(self) -> None:
         """Store the changes into the file, and count the appended records as committed."""
-        for field, column in self.held_columns().items():
-            self.file.store(field, slice(0, len(column)), column)
+        self.file.store_columns(self.held_columns())
         for field, rows, values in self.cells():
-            self.file.store(field, rows, values)
+            self.file.store_cells(field, rows, values)
         self.file.count = self.count

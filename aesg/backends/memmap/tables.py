@@ -8,6 +8,7 @@ crash of 0.3.0 tied into a knot is an error here, not an endless loop.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,9 +35,16 @@ _PIECE: Final = 1 << 20
 """Bytes of new records that are built before they are written: they stay in a core's L2 cache meanwhile."""
 _MANY: Final = 16
 """Ids from which on it is worth looking whether they are known."""
+_SYNCED_AHEAD: Final = 1 << 22
+"""Bytes of events that are worth a sync of their own."""
+_ID_BYTES: Final = 16
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
 _WORTH_A_THREAD: Final = 1024
 """Lists to walk that are worth waking a thread for."""
+_IDS_A_THREAD: Final = 1 << 14
+"""Ids to look up that are."""
+_WRITERS: Final = 2
+"""Threads that build and write new records. The system lets one at a time into the file, while the other builds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +72,18 @@ class State:
 
 
 class EventFile:
-    """`evolution.aesglog`: records appended one after another; those past the committed count are nobody's."""
+    """`evolution.aesglog`: records appended one after another; those past the committed count are nobody's.
+
+    Attributes:
+        syncs_ahead: Whether many new events are brought to the disk while more are made: `sync` has less to wait for.
+    """
 
     def __init__(self, path: Path, *, writable: bool) -> None:
         self.path = path
+        self.syncs_ahead = False
+        self._unsynced = 0
+        self._under_way: threading.Thread | None = None
+        self._failure: OSError | None = None
         self._flags = (os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY) | os.O_CLOEXEC
         self.fd = -1
         self.reopen()
@@ -99,19 +115,45 @@ class EventFile:
         """Write events from number `first` on."""
         with os_errors("writing", self.path):
             write_all(self.fd, [events.view(np.uint8)], first * EVENT_DTYPE.itemsize)
+        self._unsynced += events.nbytes
+        busy = self._under_way is not None and self._under_way.is_alive()
+        if self.syncs_ahead and self._unsynced > _SYNCED_AHEAD and not busy:
+            self._unsynced = 0
+            self._under_way = threading.Thread(target=self._sync_beside, name=f"syncs {self.path}", daemon=True)
+            self._under_way.start()
+
+    def _sync_beside(self) -> None:
+        try:
+            sync_data(self.fd)
+        except OSError as error:
+            self._failure = error
+
+    def _settle(self) -> OSError | None:
+        """Wait for the sync that is under way; what went wrong with it, which the system says only once."""
+        if self._under_way is not None:
+            self._under_way.join()
+            self._under_way = None
+        failure, self._failure = self._failure, None
+        return failure
 
     def truncate(self, count: int) -> None:
         """Cut off everything past `count` events."""
+        self._failure = self._settle()  # it may be about events that stay
+        self._unsynced = 0
         with os_errors("truncating", self.path):
             os.ftruncate(self.fd, count * EVENT_DTYPE.itemsize)
 
     def sync(self) -> None:
         """Bring the file to the disk."""
         with os_errors("syncing", self.path):
+            if (failure := self._settle()) is not None:
+                raise failure
             sync_data(self.fd)
+        self._unsynced = 0
 
     def close(self) -> None:
         """Close the file."""
+        self._settle()
         if self.fd >= 0:
             os.close(self.fd)
 
@@ -123,6 +165,7 @@ class Files:
     Attributes:
         ids: The id index; None until somebody asks for it.
         seen: See `seen_ids`.
+        seen_end: Rows from here on are 0 there.
         newborn: One node record with every starting value, [1].
     """
 
@@ -133,6 +176,7 @@ class Files:
     events: EventFile
     ids: IdIndex | None = None
     seen: Ids = field(default_factory=lambda: np.zeros(1, np.uint64))
+    seen_end: int = 0
     newborn: npt.NDArray[Any] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +199,7 @@ class Files:
     def seen_ids(self, count: int = 0) -> Ids:
         """The ids of nodes, close together, as far as they were looked up or appended: 0 where they were not.
 
-        At least as many as there are committed nodes, or `count`. What it has past the committed ones does not count.
+        At least as many as there are committed nodes, or `count`. What it has past those of a state does not count.
         """
         if len(self.seen) < max(self.nodes.count, count):
             seen = np.zeros(max(self.nodes.capacity, count), np.uint64)  # takes memory where it is touched only
@@ -165,8 +209,9 @@ class Files:
 
     def forget_tail(self) -> None:
         """Nodes past the committed ones are rolled back: others will have their rows."""
+        self.seen[self.nodes.count : self.seen_end] = 0
+        self.seen_end = min(self.seen_end, self.nodes.count)
         if self.ids is not None:
-            self.seen[self.nodes.count : self.ids.rows] = 0
             self.ids.roll_back(self.nodes.count)
 
     def sync(self) -> None:
@@ -237,9 +282,9 @@ class _KnownIds:
     def gather(self, field: str, rows: Rows) -> Ids:
         if len(rows) < _MANY:
             return self._nodes.gather(field, rows)
-        seen, committed = self._files.seen_ids(), self._files.nodes.count
-        out = seen[np.minimum(rows, len(seen) - 1)]
-        unread = np.flatnonzero((out == 0) | (rows >= committed))
+        seen, committed = self._files.seen_ids(self._nodes.count), self._files.nodes.count
+        out = seen[rows]
+        unread = np.flatnonzero(out == 0)
         if len(unread):
             where = rows[unread]
             out[unread] = found = self._nodes.gather(field, where)
@@ -305,20 +350,33 @@ class MemmapTables(WritableTables):
         return {name: self.nodes.gather(name, rows) for name in fields}
 
     def node_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
+        if tuple(fields) == ("id",):
+            return {"id": self._ids.chunk("id", start, stop).copy()}
         return self.nodes.columns(fields, start, stop)
 
     def node_bytes(self, fields: Sequence[str]) -> int:
-        # What lies in a line or two moves no other parts of the record.
-        near = "vector" not in fields and (len(fields) == 1 or self.files.nodes.span(fields) is not None)
-        return 2 * CACHE_LINE if near else super().node_bytes(fields)
+        if tuple(fields) == ("id",):
+            return _ID_BYTES  # they are kept in memory, see `_KnownIds`
+        # What lies in a line or two moves no other parts of the record; what lies beside moves nothing else.
+        columns = self.files.nodes.beside.columns
+        within = [name for name in fields if name not in columns]
+        aside = sum(columns[name].itemsize for name in fields if name in columns)
+        if not within:
+            return max(aside, 1)
+        near = "vector" not in within and (len(within) == 1 or self.files.nodes.span(within) is not None)
+        return aside + (2 * CACHE_LINE if near else super().node_bytes(within))
 
     def rows_of(self, ids: Ids) -> Rows:
-        index, find = self.files.index(), LOOPS.find
-        if find is None:
-            return index.lookup(ids, self._ids)
-        # The file has every id: that of a row that was appended too, and none is ever changed.
-        file = self.files.nodes
-        return index.lookup(ids, self._ids, partial(find, file.views["id"], self.files.seen_ids(), file.count))
+        index, find = self.files.index(), LOOPS.finder(len(ids))
+        seen = self.files.seen_ids(self.nodes.count)
+        if find is not None:
+            # The file has every id: that of a row that was appended too, and none is ever changed.
+            find = partial(find, self.files.nodes.views["id"], seen, self.files.nodes.count)
+        shares = parts(len(ids), _IDS_A_THREAD)
+        if len(shares) == 1:
+            return index.lookup(ids, self._ids, find)
+        index.catch_up(self._ids, LOOPS.enter)  # which only one may do
+        return np.concatenate(in_threads(lambda some: index.lookup(ids[some], self._ids, find), shares))
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         shares = parts(len(rows), _WORTH_A_THREAD)
@@ -379,25 +437,46 @@ class MemmapTables(WritableTables):
     def append_nodes(self, columns: Columns) -> None:
         ids, first = columns["id"], self.state.nodes
         n = len(ids)
+        know: list[Callable[[], None]] = []
         if n >= _MANY:  # few are read from the file when they are looked for
-            self.files.index().add(ids, self._ids)
+            index = self.files.index()
+            index.catch_up(self._ids, LOOPS.enter)
             self.files.seen_ids(first + n)[first : first + n] = ids
-        self._append(self.pending_nodes, self.files.newborn, n, columns)
+            self.files.seen_end = first + n
+            know = [lambda: index.add(ids, self._ids, LOOPS.enter)]
+        self._append(self.pending_nodes, self.files.newborn, n, columns, know)
         self.state = self.state.grown(nodes=n)
 
-    def _append(self, table: PendingRecords, blank: npt.NDArray[Any], n: int, columns: Columns) -> None:
-        """Append `n` records: `blank`, but for the columns."""
+    def _append(
+        self,
+        table: PendingRecords,
+        blank: npt.NDArray[Any],
+        n: int,
+        columns: Columns,
+        meanwhile: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """Append `n` records: `blank`, but for the columns. Other work is done beside it when they are many."""
         table.reserve(n)
         piece = min(n, max(1, _PIECE // blank.itemsize))
-        new = blank.copy() if n == 1 else np.repeat(blank, piece)
         if n == piece:  # as most are
+            for work in meanwhile:
+                work()
+            new = blank.copy() if n == 1 else np.repeat(blank, piece)
             table.file.fill(new, columns)
             table.append(new)
             return
-        for start in range(0, n, piece):
-            part = new[: n - start]
-            table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
-            table.append(part)
+
+        def write(starts: range) -> None:
+            new = np.repeat(blank, piece)
+            for start in starts:
+                part = new[: n - start]
+                table.file.fill(part, {name: values[start : start + piece] for name, values in columns.items()})
+                table.file.append(table.count + start, part)
+
+        turns = [range(first * piece, n, _WRITERS * piece) for first in range(_WRITERS)]
+        works: list[Callable[[], None]] = [*(partial(write, starts) for starts in turns), *meanwhile]
+        in_threads(lambda work: work(), works)
+        table.count += n
 
     def write_nodes(self, rows: Rows, columns: Columns) -> None:
         self.pending_nodes.write(rows, columns)

@@ -11,7 +11,7 @@ from aesg.backends.memmap.format import END, REMOVED
 from aesg.backends.memmap.tables import Files, MemmapTables, State
 from aesg.backends.violations import Report
 from aesg.errors import CorruptionError
-from aesg.protocols import Violation
+from aesg.protocols import Progress, Violation
 
 _CHUNK: Final = 1 << 16
 _SAMPLE: Final = 4096
@@ -50,32 +50,36 @@ def _spread(count: int) -> npt.NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, _SAMPLE)).astype(np.int64)
 
 
-def find_violations(tables: MemmapTables) -> list[Violation]:
-    """Check every record, in a few passes over the files.
+def find_violations(tables: MemmapTables, *, deep: bool, progress: Progress | None = None) -> list[Violation]:
+    """Check every record, in a few passes over the files; `deep` the evolution log too.
 
     A list that ends is one whose pointers only go down; a graph whose live edges are each pointed to exactly once, by
     a node or an edge of the same source, has all its edges in the right lists. So no list has to be walked.
     """
-    report = Report()
-    ids = _check_nodes(tables, report)
-    pointed = np.zeros(tables.edge_slots, np.int32)
-    _follow_heads(tables, report, pointed)
-    _check_edges(tables, report, pointed, ids)
+    report, tell = Report(), progress or _tell_nobody
+    _check_nodes(tables, report, tell)
+    pointers = _follow_heads(tables, report)
+    _check_edges(tables, report, pointers, tell)
+    if deep:
+        _check_events(tables, report)
     return report.finish()
+
+
+def _tell_nobody(doing: str, done: int, of: int) -> None:
+    return None
 
 
 def _chunks(count: int) -> list[tuple[int, int]]:
     return [(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
 
 
-def _check_nodes(tables: MemmapTables, report: Report) -> npt.NDArray[np.uint64]:
-    """Check what a node says of itself; returns all ids, sorted."""
+def _check_nodes(tables: MemmapTables, report: Report, tell: Progress) -> None:
+    """Check what a node says of itself."""
     name = tables.files.nodes.path.name
-    ids = np.empty(tables.node_count, np.uint64)
     for start, stop in _chunks(tables.node_count):
+        tell("nodes", start, tables.node_count)
         columns = tables.node_chunk(start, stop, ["id", "vector", "relevance", "stability", "is_active"])
         rows = np.arange(start, stop)
-        ids[start:stop] = columns["id"]
         for field in ("vector", "relevance", "stability"):
             bad = ~np.isfinite(columns[field]).reshape(stop - start, -1).all(axis=1)
             report.add("non-finite", name, "row", rows[bad], f"{field} holds NaN or infinity")
@@ -84,11 +88,13 @@ def _check_nodes(tables: MemmapTables, report: Report) -> npt.NDArray[np.uint64]
         report.add("index", "ids.index", "row", rows[found < 0], "its id is not found; delete ids.index")
         twice = (found >= 0) & (found != rows)
         report.add("duplicate-id", name, "row", rows[twice], "another row has the same id")
-    return np.sort(ids)
+    tell("nodes", tables.node_count, tables.node_count)
 
 
-def _follow_heads(tables: MemmapTables, report: Report, pointed: npt.NDArray[np.int32]) -> None:
+def _follow_heads(tables: MemmapTables, report: Report) -> list[npt.NDArray[np.int64]]:
+    """The edges that lists begin with."""
     name = tables.files.nodes.path.name
+    found = []
     for start, stop in _chunks(tables.node_count):
         heads = tables.nodes.chunk("head_edge_idx", start, stop)
         rows = np.arange(start, stop)
@@ -98,20 +104,22 @@ def _follow_heads(tables: MemmapTables, report: Report, pointed: npt.NDArray[np.
         sources = tables.edges.gather("source_id", heads[good])
         foreign = sources != tables.nodes.gather("id", rows[good])
         report.add("foreign-edge", name, "row", rows[good][foreign], "its list begins with another node's edge")
-        np.add.at(pointed, heads[good][~foreign], 1)
+        found.append(heads[good][~foreign])
+    return found
 
 
 def _check_edges(
-    tables: MemmapTables, report: Report, pointed: npt.NDArray[np.int32], ids: npt.NDArray[np.uint64]
+    tables: MemmapTables, report: Report, pointers_to: list[npt.NDArray[np.int64]], tell: Progress
 ) -> None:
     name = tables.files.edges.path.name
-    removed = 0
+    live = np.ones(tables.edge_slots, np.bool_)
     for start, stop in _chunks(tables.edge_slots):
+        tell("edges", start, tables.edge_slots)
         refs = np.arange(start, stop)
         column = {f: tables.edges.chunk(f, start, stop) for f in tables.files.edges.views}
         pointers = column["next_edge_idx"]
         gone = pointers == REMOVED
-        removed += int(gone.sum())
+        live[start:stop] = ~gone
         outside = ~gone & ((pointers < END) | (pointers >= tables.edge_slots))
         report.add("next-outside", name, "edge", refs[outside], "next_edge_idx leads outside the edges")
         cyclic = ~gone & ~outside & (pointers >= refs)
@@ -119,28 +127,28 @@ def _check_edges(
         good = ~gone & ~outside & ~cyclic & (pointers != END)
         foreign = tables.edges.gather("source_id", pointers[good]) != column["source_id"][good]
         report.add("foreign-edge", name, "edge", refs[good][foreign], "the next edge is another node's")
-        np.add.at(pointed, pointers[good][~foreign], 1)
+        pointers_to.append(pointers[good][~foreign])
         for field in ("weight", "confidence"):
             bad = ~np.isfinite(column[field]) & ~gone
             report.add("non-finite", name, "edge", refs[bad], f"{field} is NaN or infinite")
         for field, kind in (("source_id", "dangling-source"), ("target_id", "dangling-target")):
-            absent = ~gone & ~_contains(ids, column[field])
+            absent = ~gone & (tables.rows_of(column[field]) < 0)
             report.add(kind, name, "edge", refs[absent], f"no node has its {field}")
-    live = np.ones(tables.edge_slots, np.bool_)
-    for start, stop in _chunks(tables.edge_slots):
-        live[start:stop] = tables.edges.chunk("next_edge_idx", start, stop) != REMOVED
+    pointed = np.bincount(np.concatenate([np.empty(0, np.int64), *pointers_to]), minlength=tables.edge_slots)
     report.add("unreachable-edge", name, "edge", np.flatnonzero(live & (pointed == 0)), "it is in no list")
     report.add("edge-in-two-lists", name, "edge", np.flatnonzero(live & (pointed > 1)), "two pointers lead to it")
     report.add(
         "removed-in-list", name, "edge", np.flatnonzero(~live & (pointed > 0)), "removed, but a list leads to it"
     )
+    removed = len(live) - int(np.count_nonzero(live))
     if removed != tables.removed_edges:
         detail = f"{removed} removed edges in the file, {tables.removed_edges} counted"
         report.violations.append(Violation("removed-count", "store.json", detail))
+    tell("edges", tables.edge_slots, tables.edge_slots)
 
 
-def _contains(ordered: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    if not len(ordered):
-        return np.zeros(len(wanted), np.bool_)
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return np.asarray(ordered[at] == wanted)
+def _check_events(tables: MemmapTables, report: Report) -> None:
+    name = tables.files.events.path.name
+    for start, stop in _chunks(tables.event_count):
+        values = tables.read_events(start, stop)["val"]
+        report.add("non-finite", name, "event", start + np.flatnonzero(~np.isfinite(values)), "val is NaN or infinite")

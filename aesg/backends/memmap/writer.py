@@ -24,7 +24,7 @@ import numpy as np
 from aesg.backends.files import WriterLock, commit_lock, os_errors, sync_directory
 from aesg.backends.ids import IdIndex
 from aesg.backends.journal import Journal
-from aesg.backends.memmap import redo
+from aesg.backends.memmap import beside, redo
 from aesg.backends.memmap.compact import write_compacted
 from aesg.backends.memmap.directory import (
     JOURNAL,
@@ -48,14 +48,16 @@ from aesg.backends.tables import Tables, WritableTables
 from aesg.errors import CapacityError, InvalidInputError, StorageError
 from aesg.protocols import Durability
 from aesg.records import EVENT_DTYPE, Rows
+from aesg.threads import process
 
 _CHECKPOINT_BYTES: Final = {Durability.PROCESS_CRASH: 1 << 22, Durability.POWER_LOSS: 1 << 26}
 """Journal size at which to checkpoint: cheap without syncs, and worth putting off with them."""
 _CHECKPOINT_MOST: Final = 1 << 28
 _CHECKPOINT_COMMITS: Final = 4096
-"""With syncs and large commits it is put off further, until the journal is as large as the store or this, or holds so
-many commits: a checkpoint writes back every page that commits have changed, and the next change of each costs ten times
-what later ones do. A recovery reads all of the journal, and takes its time over every commit."""
+"""With syncs and large commits, or columns that the records have yet to get, it is put off further, until the journal
+is as large as the store or this, or holds so many commits: a checkpoint goes through every page that commits have
+changed, and with syncs the next change of each costs ten times what later ones do. A recovery reads all of the journal,
+and takes its time over every commit."""
 _JOURNALED_TAIL: Final = 1 << 22
 """Appended bytes up to which a synced commit writes them twice rather than syncing a second file."""
 
@@ -103,6 +105,7 @@ class MemmapWriter(MemmapStore):
         else:
             self._opened = open_at_rest(self.directory, meta, writable=True)
         files = self._opened.files
+        files.events.syncs_ahead = self._sync
         try:
             check_sample(files, self._opened.state)
             self._opened.uuid = self._opened.uuid or str(uuid.uuid4())
@@ -115,6 +118,7 @@ class MemmapWriter(MemmapStore):
                     write_heads(self.directory, self._opened, self._capacities, sync=self._sync)
                 self._journal = self._created_journal()
                 try:
+                    beside.remove(self.directory)  # what a killed writer left; it is in the records now
                     self._begin_journal()
                 except BaseException:
                     self._journal.close()
@@ -145,6 +149,7 @@ class MemmapWriter(MemmapStore):
                 happened = True
                 nodes.apply()
                 edges.apply()
+                self._journal.set_marks(self._opened.files.nodes.beside.rows())
                 self._journal.mark_applied(generation)
                 self._opened.state = tables.state
                 self._opened.generation = generation
@@ -214,13 +219,16 @@ class MemmapWriter(MemmapStore):
         size = self._journal.size
         if size <= _CHECKPOINT_BYTES[self._durability]:
             return False
-        if not self._sync or self._opened.generation - self._journal_begins > _CHECKPOINT_COMMITS:
+        if self._opened.generation - self._journal_begins > _CHECKPOINT_COMMITS:
             return True
         files = (self._opened.files.nodes, self._opened.files.edges)
+        if not self._sync and not files[0].beside.stale:
+            return True
         return size > min(sum(file.count * file.dtype.itemsize for file in files), _CHECKPOINT_MOST)
 
     def _checkpoint(self) -> None:
         files = self._opened.files
+        files.nodes.bring_up()
         if self._sync:
             files.sync()
         room = (files.nodes.capacity, files.edges.capacity)
@@ -242,6 +250,7 @@ class MemmapWriter(MemmapStore):
                 with suppress(CapacityError):  # it can be made anew
                     files.ids.save(files.id_sidecar, files.nodes)
             with commit_lock(files.nodes.fd, exclusive=True):
+                files.nodes.bring_up()
                 if self._sync:
                     files.sync()
                 room = self._room_at_rest()
@@ -254,6 +263,7 @@ class MemmapWriter(MemmapStore):
                     (self.directory / JOURNAL).unlink(missing_ok=True)
                     if self._sync:
                         sync_directory(self.directory)
+                beside.remove(self.directory)
         finally:
             self._release()
 
@@ -268,12 +278,12 @@ class MemmapWriter(MemmapStore):
         self._writer_lock.release()
         _writers.discard(self)
 
-    def _compact(self) -> Rows:
+    def _compact(self, min_confidence: float) -> Rows:
         old = self._opened.files
         tables = MemmapTables.committed(old, self._opened.state)
         happened = False
         try:
-            row_map, state = write_compacted(tables, suffix=redo.COMPACTED, sync=self._sync)
+            row_map, state = write_compacted(tables, min_confidence, suffix=redo.COMPACTED, sync=self._sync)
             with commit_lock(old.nodes.fd, exclusive=True):
                 # Only this entry may be in the journal while the files change places: earlier ones speak of the old
                 # files.
@@ -287,6 +297,8 @@ class MemmapWriter(MemmapStore):
                     old.id_sidecar.unlink(missing_ok=True)
                 files = open_files(self.directory, old.dim, (state.nodes, state.edges), writable=True)
                 files.ids = IdIndex()
+                files.events.syncs_ahead = self._sync
+                beside.remove(self.directory)
                 self._opened = Opened(files, state, generation, self._opened.uuid)
                 self._capacities = (files.nodes.capacity, files.edges.capacity)
                 if self._sync:
@@ -325,7 +337,7 @@ class MemmapWriter(MemmapStore):
     def reading(self) -> Iterator[Tables]:
         with self._lock:
             self._check_usable()
-            if os.getpid() == self._pid:
+            if process() == self._pid:
                 yield self._committed()
                 return
             if self._child is None:
