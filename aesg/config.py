@@ -76,6 +76,8 @@ class AESGConfig:
             was born of; their weight is the cosine. 0: none.
         relevance_decay: Factor on relevance per consolidation.
         edge_confidence_decay: Factor on edge confidence per consolidation.
+        compact_above_dead_share: Consolidation compacts the store when more than this share of its nodes is pruned, and
+            the pruned ones are gone for good. 0: never.
         commit_interval: Seconds of learning after which a memory commits by itself.
     """
 
@@ -132,6 +134,7 @@ class AESGConfig:
     prune_confidence_threshold: float = 0.1
     relevance_decay: float = 0.95
     edge_confidence_decay: float = 0.995
+    compact_above_dead_share: float = 0.0
     # Commits
     commit_interval: float = 1.0
 
@@ -258,6 +261,7 @@ _RANGES: Final[dict[str, tuple[float | None, float | None]]] = {
     "prune_confidence_threshold": (0, 1),
     "relevance_decay": (0, 1),
     "edge_confidence_decay": (0, 1),
+    "compact_above_dead_share": (0, 1),
     "commit_interval": (0, None),
 }
 

@@ -431,14 +431,26 @@ class GraphStore(Graph, Protocol):
     def flush(self) -> None:
         """Bring every commit to where foreign readers of the format, and the disk, have it."""
 
-    def verify(self) -> list[Violation]:
-        """Check everything that can be checked; empty when all is well."""
+    def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
+        """Check a store; empty when all is well.
 
-    def compact(self) -> Rows:
-        """Drop pruned nodes, their edges and removed edges; rows and refs are given anew.
+        Args:
+            deep: Check everything that can be checked; else structure, counts, ids, lists and that numbers are finite,
+                which takes seconds.
+            progress: Told how far it is.
+        """
+
+    def compact(self, *, min_confidence: float | None = None) -> Rows:
+        """Drop pruned nodes, their edges and removed edges; rows and refs are given anew. All of it or nothing.
+
+        Args:
+            min_confidence: Drop edges of less confidence too; None drops none for that.
 
         Returns:
             int64 [old length]: each old row's new row, -1 where it was dropped.
+
+        Raises:
+            InvalidInputError: `min_confidence` is no finite number.
         """
 
     def stats(self) -> dict[str, Any]:

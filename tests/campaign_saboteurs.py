@@ -78,7 +78,7 @@ broken("commits-nodes-then-edges", "crash.killed-at-lines-of-the-backend", InTwo
 class RemovesFirst(writer.MemmapWriter):
     """Makes room before it writes what is to be there."""
 
-    def _compact(self):
+    def _compact(self, min_confidence):
         kept = self.directory.with_name("kept")
         shutil.copytree(self.directory, kept)
         for name in ("nodes.aesg", "edges.aesg"):
@@ -86,7 +86,7 @@ class RemovesFirst(writer.MemmapWriter):
         for name in ("nodes.aesg", "edges.aesg"):
             (self.directory / name).write_bytes((kept / name).read_bytes())
         shutil.rmtree(kept)
-        return super()._compact()
+        return super()._compact(min_confidence)
 
 
 broken("compacts-in-place", "crash.killed-in-compactions-at-points", RemovesFirst)

@@ -250,9 +250,9 @@ class KeepsItsGeneration(MemoryStore):
 
 @in_memory("compacts without giving edges their new rows", "compact.rows-anew")
 class CompactsNodesOnly(MemoryStore):
-    def _compact(self):
+    def _compact(self, min_confidence):
         before = self._state
-        row_map = super()._compact()
+        row_map = super()._compact(min_confidence)
         edges, old = dict(self._state.edges), before.edges
         kept = ~old["removed"] & (row_map[old["source_row"]] >= 0) & (row_map[old["target_row"]] >= 0)
         edges["target_row"] = np.minimum(old["target_row"][kept], max(0, len(self._state.nodes["id"]) - 1))

@@ -290,9 +290,9 @@ def test_a_head_is_written_as_it_is_given_and_checked_whatever_the_order_of_its_
     assert list(written["attrs"]) == ["z", "a"]
     assert list(written["attrs"]["z"]) == ["b", "a"]
     for head in (written, changes.head, dict(sorted(written.items()))):
-        assert block_store._opened(head, "x")["attrs"] == attrs
+        assert block_store.opened_head(head, "x")["attrs"] == attrs
     with pytest.raises(CorruptionError, match="checksum"):
-        block_store._opened({**written, "attrs": {**attrs, "a": [1.5]}}, "x")
+        block_store.opened_head({**written, "attrs": {**attrs, "a": [1.5]}}, "x")
 
 
 def read_all(store):

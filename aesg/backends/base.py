@@ -10,6 +10,8 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
+
 from aesg.backends.parts import Attrs, Edges, Events, Nodes
 from aesg.backends.tables import Tables, WritableTables
 from aesg.backends.url import StoreURL
@@ -22,7 +24,7 @@ from aesg.errors import (
     TransactionError,
     UnsupportedError,
 )
-from aesg.protocols import Capabilities, Violation
+from aesg.protocols import Capabilities, Progress, Violation
 from aesg.records import Rows
 
 
@@ -209,8 +211,8 @@ class Store(_GraphView):
         """See `GraphStore.flush`; no transaction is open."""
 
     @abstractmethod
-    def _compact(self) -> Rows:
-        """See `GraphStore.compact`; no transaction is open."""
+    def _compact(self, min_confidence: float) -> Rows:
+        """See `GraphStore.compact`; no transaction is open. `min_confidence` is -inf where none was given."""
 
     @abstractmethod
     def _close(self) -> None:
@@ -229,7 +231,7 @@ class Store(_GraphView):
     def capabilities(self) -> Capabilities: ...
 
     @abstractmethod
-    def verify(self) -> list[Violation]: ...
+    def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]: ...
 
     @abstractmethod
     def stats(self) -> dict[str, Any]: ...
@@ -322,9 +324,21 @@ class Store(_GraphView):
         with self._alone():
             self._flush()
 
-    def compact(self) -> Rows:
+    def compact(self, *, min_confidence: float | None = None) -> Rows:
+        try:
+            with np.errstate(over="ignore"):
+                least = float(np.float32(-np.inf if min_confidence is None else min_confidence))
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"{self.url}: min_confidence is a number, not {min_confidence!r}") from error
+        if min_confidence is not None and not np.isfinite(least):
+            raise InvalidInputError(f"{self.url}: min_confidence must be finite (float32), not {min_confidence!r}")
         with self._alone():
-            return self._compact()
+            return self._compact(least)
+
+    def forget_history(self) -> None:
+        """Remove what earlier commits hold that the newest does not, where a backend keeps that."""
+        with self._alone():
+            return
 
     def close(self) -> None:
         with self._lock:

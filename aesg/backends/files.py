@@ -155,6 +155,13 @@ class WriterLock:
             os.close(self._fd)  # or the lock would be held for as long as this process lives
             raise
 
+    def has_its_name(self) -> bool:
+        """Whether the locked file is still the one at its path: whoever removes such files may have been faster."""
+        try:
+            return os.stat(self._path).st_ino == os.fstat(self._fd).st_ino
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
         """Let others write. The file stays: removing it would let two processes lock two files of one name."""
         with os_errors("releasing", self._path):
@@ -166,6 +173,37 @@ class WriterLock:
     def forget(self) -> None:
         """In a forked child: let go of the inherited descriptor without releasing the parent's lock."""
         os.close(self._fd)
+
+
+class writers_kept_out:  # noqa: N801 - used like a function, `writers_kept_out(path, url)`
+    """Keeps writers out of a store that is not to be changed, not even by this: until `release`.
+
+    Args:
+        path: The file that a writer locks (see `WriterLock`). Where there is none that may be read nobody is kept
+            out.
+        url: For messages.
+
+    Raises:
+        LockedError: A writer is there.
+    """
+
+    def __init__(self, path: Path, url: str) -> None:
+        self._fd = -1
+        with suppress(OSError):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        if self._fd < 0 or fcntl is None:
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            self.release()
+            raise LockedError(f"{url}: somebody has it open for writing; close it there first") from error
+
+    def release(self) -> None:
+        """Let them in again."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 class commit_lock:  # noqa: N801 - used like a function, with commit_lock(fd, exclusive=True):

@@ -25,6 +25,7 @@ from aesg.protocols import (
     Capabilities,
     Durability,
     Integrity,
+    Progress,
     Readers,
     ReaderView,
     SpaceReclaim,
@@ -220,11 +221,11 @@ class MemoryStore(Store):
     def _flush(self) -> None:
         return None
 
-    def _compact(self) -> Rows:
+    def _compact(self, min_confidence: float) -> Rows:
         nodes, edges = self._state.nodes, self._state.edges
         stays = nodes["is_active"] == 1
         row_map = np.where(stays, np.cumsum(stays) - 1, -1)
-        kept = ~edges["removed"]
+        kept = ~edges["removed"] & ~(edges["confidence"] < min_confidence)
         kept &= row_map[edges["source_row"]] >= 0
         kept &= row_map[edges["target_row"]] >= 0
         new_edges = {name: column[kept] for name, column in edges.items()}
@@ -235,7 +236,7 @@ class MemoryStore(Store):
         self._generation += 1
         return row_map.astype(np.int64)
 
-    def verify(self) -> list[Violation]:
+    def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
         with self.reading():
             return []  # arrays that only checked arguments went into
 

@@ -20,6 +20,7 @@ from aesg.records import JSON, Adjacency, Columns, NodeBatch, Refs, Rows
 
 CHUNK_BYTES: Final = 1 << 20
 """A chunk of a scan or a transform: fits a core's L2 cache, so that a second column costs no memory trip."""
+_OPAQUE: Final = np.dtype(f"V{records.EVENT_DTYPE.itemsize}")
 _SEEDING: Final = frozenset({"vector", "is_active"})
 """Fields on which it depends which nodes are near to a query."""
 
@@ -256,16 +257,25 @@ class Events:
             raise InvalidInputError(f"{self._view.url}: an event's val must be finite")
         with self._view.writing() as tables:
             if len(array):
-                # Field by field: the padding of the record is zero, whatever the caller's array has there.
-                clean = np.zeros(len(array), records.EVENT_DTYPE)
-                for name in array.dtype.names or ():
-                    clean[name] = array[name]
-                tables.append_events(clean)
+                tables.append_events(_clean(array))
 
     def read(self, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
         with self._view.reading() as tables:
             first, last, _ = slice(start, stop).indices(tables.event_count)
             return tables.read_events(first, max(first, last))
+
+
+def _clean(events: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A copy, packed, whose padding is zero, whatever the caller's array has there."""
+    if events.dtype == records.EVENT_DTYPE:
+        # As opaque items, which NumPy copies twenty times faster than field by field.
+        words = events.view(_OPAQUE).copy().view("<u4").reshape(-1, 8)
+        words[:, 2] &= 0xFF  # the type, a byte, and the padding after it
+        return words.reshape(-1).view(records.EVENT_DTYPE)
+    clean = np.zeros(len(events), records.EVENT_DTYPE)
+    for name in events.dtype.names or ():
+        clean[name] = events[name]
+    return clean
 
 
 class Attrs(MutableMapping[str, JSON]):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
 from aesg.backends.files import os_errors
+from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.errors import BackendNotInstalledError, InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import Capabilities, GraphStore
@@ -51,7 +52,11 @@ class Backend:
         promises: What a store opened with these options will promise at most when it is written to, so that one which
             promises too little is refused before it is created; None when only an opened store can tell.
         recognises: Whether a local path holds a store of this backend; must be quick and change nothing.
+        salvage: `(url, vector_dim, options)` → what can be read of a damaged store (see `aesg.backends.salvage`), which
+            is not changed. `vector_dim` is None unless the caller knows it. None: whatever `open` gives.
         options: Name → Option.
+        unfinished: Settings with which a store is filled that nobody sees before it is whole and its files are synced:
+            commits on the way need not survive a power loss.
     """
 
     scheme: str
@@ -59,7 +64,9 @@ class Backend:
     open: Callable[[StoreURL, Mode, int | None, Mapping[str, Any]], GraphStore]
     promises: Callable[[Mapping[str, Any]], Capabilities] | None = None
     recognises: Callable[[Path], bool] = lambda path: False
+    salvage: Callable[[StoreURL, int | None, Mapping[str, Any]], Wreck] | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
+    unfinished: Mapping[str, Any] = field(default_factory=dict)
 
 
 def choice(*values: str) -> Callable[[Any], str]:
@@ -215,7 +222,7 @@ def open(
     dim = None if vector_dim is None else int(vector_dim)  # a NumPy integer would end up in files
     parsed = resolve(url)
     found = backend(parsed.scheme)
-    settings = _options(found, parsed, options)
+    settings = options_of(found, parsed, options)
     common = {name: settings.pop(name) for name in OPTIONS if name in settings}
     if mode == "a" and found.promises is not None:
         _check_promises(found.promises(settings), require, str(parsed))
@@ -238,7 +245,12 @@ def _check_promises(capabilities: Capabilities, require: Mapping[str, Any] | Non
         raise UnsupportedError(f"{url}: {'; '.join(lacking)}")
 
 
-def _options(found: Backend, url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:
+def options_of(found: Backend, url: StoreURL, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in a URL, and others, as the backend's options parse them.
+
+    Raises:
+        InvalidInputError: The backend has no such option, or it cannot have that value.
+    """
     parsed = {}
     options = {**found.options, **OPTIONS}
     for name, value in {**url.options, **given}.items():

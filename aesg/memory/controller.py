@@ -7,7 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -222,7 +222,9 @@ class AESGMemory(nn.Module):
             if mirror is None:
                 return self._answer(graph, asked, extra, session, learns=False)
             _check_seeds(extra, mirror.count, self._url)
-            lanes = self._lanes.resize(len(asked.vectors), era=session.era, forget=self._novelty.reset_lane)
+            lanes = self._lanes.resize(
+                len(asked.vectors), era=session.era, moved=session.moved_since, forget=self._novelty.reset_lane
+            )
             return recall(mirror, self.config, asked.vectors, extra, lanes, asked.dtype, self._url)
 
     def _answer(
@@ -230,7 +232,9 @@ class AESGMemory(nn.Module):
     ) -> BatchContext:
         config, queries = self.config, asked.vectors
         _check_seeds(extra, len(graph.nodes), self._url)
-        lanes = self._lanes.resize(len(queries), era=session.era, forget=self._novelty.reset_lane)
+        lanes = self._lanes.resize(
+            len(queries), era=session.era, moved=session.moved_since, forget=self._novelty.reset_lane
+        )
         carried = [lane.carried for lane in lanes]
         born: list[int | None] = [None] * len(queries)
         says_something = np.asarray(queries.any(axis=1))  # a zero vector is no experience
@@ -342,10 +346,17 @@ class AESGMemory(nn.Module):
             return graph.edges.append(_array(source_rows), _array(target_rows), _array(weight), _array(confidence))
 
     def update_topology(self) -> Report:
-        """Consolidate: age, forget, prune; every `config.consolidation_epoch_interval` times restructure. Commits."""
+        """Consolidate: age, forget, prune; every `config.consolidation_epoch_interval` times restructure. Commits.
+
+        Above `config.compact_above_dead_share` the store is compacted then: rows are given anew, and the report has the
+        map. What this memory keeps in rows follows; so have to rows that the caller keeps, ids stay.
+        """
         with self._writing() as graph:
             report = consolidate(graph, self.config)
-        self._handle.session.commit()
+        session = self._handle.session
+        session.commit()
+        if self.config.compact_above_dead_share > 0:
+            return replace(report, row_map=session.compact(self.config.compact_above_dead_share))
         return report
 
     def _create_concept(self, vector: ArrayLike) -> int:

@@ -8,6 +8,7 @@ Opening the same store twice in one process gives the same session, so the secon
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -15,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Final
 
 import numpy as np
@@ -24,11 +26,25 @@ from aesg.backends import registry
 from aesg.backends.registry import Mode
 from aesg.backends.url import StoreURL
 from aesg.engine.structure import create_sensory
-from aesg.errors import AESGError, ClosedError, InvalidInputError, LockedError, ReadOnlyError, TransactionError
+from aesg.errors import (
+    AESGError,
+    CapacityError,
+    ClosedError,
+    InvalidInputError,
+    LockedError,
+    ReadOnlyError,
+    TransactionError,
+)
 from aesg.memory.seeding import seed_index
 from aesg.protocols import Graph, GraphStore, Transaction
-from aesg.records import Vectors
+from aesg.records import Rows, Vectors
 
+_log = logging.getLogger("aesg")
+
+_MOVES: Final = 4
+"""Compactions whose row maps are kept, for lanes that were not asked since."""
+_PATIENCE: Final = 10.0
+"""Seconds that a compaction waits for threads that read."""
 QUEUE_BYTES: Final = 1 << 18
 """Concepts that come one by one wait in a queue of this size: one append for a thousand costs what one for one does."""
 
@@ -69,6 +85,8 @@ class Session:
         self._queue: Vectors = np.empty((0, store.vector_dim), np.float32)
         self._queued = 0
         self._queue_row = 0
+        self._moves: dict[int, Rows] = {}  # the era that a compaction began → its row map
+        self._gate = Gate()
 
     @property
     def read_only(self) -> bool:
@@ -80,9 +98,10 @@ class Session:
         """The graph to read: with what was learned and is not committed yet."""
         if self._transaction is None:
             self._raise_failure()
-            yield self.store
+            with self._gate:
+                yield self.store
             return
-        with self._lock:
+        with self._lock, self._gate.at_once():
             self._append_queue()
             yield self._transaction or self.store
 
@@ -158,6 +177,58 @@ class Session:
             if not self.read_only:
                 self.store.flush()
                 self.index.save()
+
+    def compact(self, above: float) -> Rows | None:
+        """Compact the store when more than this share of its nodes is pruned.
+
+        Returns:
+            The row map; None when it was not compacted: too few are, there is no room for the compacted store, or other
+            threads read without a pause.
+        """
+        self.commit()
+        if self._dead_share() <= above:
+            return None
+        # The gate first: who is inside may be about to take the lock.
+        with self._gate.closed(_PATIENCE) as alone:
+            if not alone or not self._lock.acquire(timeout=_PATIENCE):
+                return None
+            try:
+                self.commit()
+                return self._compact()
+            finally:
+                self._lock.release()
+
+    def _compact(self) -> Rows | None:
+        try:
+            row_map = self.store.compact()
+        except CapacityError as error:
+            _log.warning("%s: not compacted after a consolidation: %s", self.store.url, error)
+            return None
+        self.era += 1  # rows are not what they were
+        self._moves[self.era] = row_map
+        for era in sorted(self._moves)[:-_MOVES]:
+            del self._moves[era]
+        try:
+            self.index.drop()  # it may have what was dropped; it is built anew in the background
+        except AESGError as error:
+            _log.warning("%s: the seed index of before a compaction is still there: %s", self.store.url, error)
+        return row_map
+
+    def _dead_share(self) -> float:
+        """Share of the committed nodes that are pruned."""
+        active = sum(int(np.count_nonzero(chunk["is_active"])) for chunk in self.store.nodes.scan(["is_active"]))
+        rows = len(self.store.nodes)
+        return 1 - active / rows if rows else 0.0
+
+    def moved_since(self, era: int) -> Rows | None:
+        """The row that each row of an earlier era has now, -1 for none; None where nobody knows."""
+        row_map: Rows | None = None
+        for between in range(era + 1, self.era + 1):
+            move = self._moves.get(between)
+            if move is None:
+                return None
+            row_map = move if row_map is None else np.where(row_map >= 0, move[row_map], -1)
+        return row_map
 
     def refresh(self) -> bool:
         """Move a read-only store to the newest commit; True when that changed anything."""
@@ -272,7 +343,62 @@ class Session:
         self._due = math.inf
         self._failure = None
         self._queued = 0
+        self._gate = Gate()
         self._forked = True
+
+
+class Gate:
+    """Many pass at a time, until somebody has it closed: who does so waits until all are through. A context manager."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._here = threading.local()  # how often this thread is inside: it may pass again while the gate closes
+        self._is_closed = False
+
+    def __enter__(self) -> None:
+        self._enter(waits=True)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Pass without waiting: for who holds a lock that whoever closes the gate will want, and so cannot be done."""
+        self._enter(waits=False)
+        try:
+            yield
+        finally:
+            self.__exit__(None, None, None)
+
+    def _enter(self, *, waits: bool) -> None:
+        mine = getattr(self._here, "inside", 0)
+        with self._changed:
+            while waits and self._is_closed and mine <= 0:
+                self._changed.wait()
+            self._inside += 1
+        self._here.inside = mine + 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._here.inside = getattr(self._here, "inside", 0) - 1
+        with self._changed:
+            self._inside -= 1
+            if not self._inside or self._is_closed:
+                self._changed.notify_all()
+
+    @contextmanager
+    def closed(self, patience: float) -> Iterator[bool]:
+        """Nobody is inside but, perhaps, this thread: whether that came about within so many seconds."""
+        mine = getattr(self._here, "inside", 0)
+        with self._changed:
+            closing = self._changed.wait_for(lambda: not self._is_closed, patience)
+            self._is_closed = True  # by this thread, or by another one, who opens it again
+            alone = closing and self._changed.wait_for(lambda: self._inside <= mine, patience)
+        try:
+            yield alone
+        finally:
+            with self._changed:
+                self._is_closed = not closing and self._is_closed
+                self._changed.notify_all()
 
 
 class Handle:

@@ -15,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 
 from aesg.engine.activation import Activation, Energies
+from aesg.records import Rows
 
 
 @dataclass(slots=True)
@@ -28,6 +29,16 @@ class Lane:
 
     carried: Energies | None = None
     first: int | None = None
+
+    def move(self, row_map: Rows) -> None:
+        """After a compaction: the rows that its concepts have now. Those that were dropped are forgotten."""
+        if self.first is not None:
+            first = int(row_map[self.first])
+            self.first = first if first >= 0 else None
+        if self.carried is not None:
+            rows = row_map[self.carried.rows]
+            stays = rows >= 0
+            self.carried = Energies(rows[stays], self.carried.energies[stays]) if stays.any() else None
 
     def follow(self, activation: Activation, num_primary: int) -> None:
         """Take what a query activated as the context of the lane's next one."""
@@ -51,17 +62,27 @@ class Lanes:
     def __init__(self) -> None:
         self._threads = threading.local()
 
-    def resize(self, count: int, *, era: int, forget: Callable[[int], None]) -> list[Lane]:
+    def resize(
+        self, count: int, *, era: int, moved: Callable[[int], Rows | None], forget: Callable[[int], None]
+    ) -> list[Lane]:
         """This thread's lanes, as many as the batch has rows; those that are left keep their state.
 
         Args:
             count: Rows of the batch.
-            era: Rows mean what they meant as long as this number is the same; lanes of another era start afresh.
+            era: Rows mean what they meant as long as this number is the same.
+            moved: Gives, for an earlier era, the row that each row of then has now (-1: none); None where nobody knows,
+                and lanes of that era start afresh.
             forget: Called with the number of each lane that is dropped.
         """
         lanes = self._here()
-        if getattr(self._threads, "era", era) != era:
-            lanes.clear()
+        before = getattr(self._threads, "era", era)
+        if before != era:
+            row_map = moved(before)
+            if row_map is None:
+                lanes.clear()
+            else:
+                for known in lanes:
+                    known.move(row_map)
         self._threads.era = era
         for lane in range(count, len(lanes)):
             forget(lane)

@@ -320,6 +320,25 @@ class CompactClauses(ClauseGroup):
         with pytest.raises(NotFoundError):
             store.nodes.read([10])
 
+    @clause("compact.weak-edges")
+    def test_compact_drops_edges_of_too_little_confidence_if_asked(self, store: GraphStore) -> None:
+        """Compaction drops edges of less confidence than is said, and none for that when nothing is said."""
+        store.edges.write([0], confidence=-1.0)
+        before = store.edges.read([0, 1, 2, 3, 6, 7, 8, 9])
+        store.compact()
+        assert np.array_equal(store.edges.read(np.arange(8))["weight"], before["weight"])
+        assert store.compact(min_confidence=0.25).tolist() == list(range(11))
+        kept = before["confidence"] >= np.float32(0.25)
+        assert 0 < np.count_nonzero(kept) < 7
+        found = store.edges.read(np.arange(np.count_nonzero(kept)))
+        assert np.array_equal(found["weight"], before["weight"][kept])
+        assert len(store.edges) == len(found["weight"])
+        for bad in (np.nan, np.inf, "half"):
+            with pytest.raises(InvalidInputError):
+                store.compact(min_confidence=bad)  # type: ignore[arg-type]
+        check_within(store)
+        assert store.verify(deep=False) == store.verify(deep=True) == []
+
     @clause("compact.everything")
     def test_compact_of_everything(self, store: GraphStore) -> None:
         """A store all of whose nodes are pruned is empty after compaction, and is filled again."""

@@ -231,15 +231,23 @@ class BlockColumns:
         found = loaded.blocks.get(number)
         return self._load(loaded, number) if found is None else found
 
-    def recheck(self, name: str, number: int) -> None:
-        """Read a block anew and check it.
+    def recheck(self, name: str, numbers: Iterable[int]) -> dict[int, str]:
+        """Read blocks anew and check them; what is wrong with those that are not what was put, by number.
 
         Raises:
-            CorruptionError: It is not what was put.
+            CorruptionError: What they are to be compared with is damaged.
         """
-        loaded = self._loaded[name]
-        rows = loaded.column.rows_in(number, loaded.rows)
-        self._checked(loaded.column, number, rows, self.checksums(name)[number])
+        loaded, expected = self._loaded[name], self.checksums(name)
+        wrong, blocks = {}, {}
+        for number in numbers:
+            try:
+                blocks[number] = self._gotten(loaded.column, number, loaded.column.rows_in(number, loaded.rows))
+            except CorruptionError as error:
+                wrong[number] = str(error)
+        for number, found in zip(blocks, checksums_of([*blocks.values()]), strict=True):
+            if found != expected[number]:
+                wrong[number] = self._garbled(name, number)
+        return wrong
 
     # Loading
 
@@ -254,6 +262,16 @@ class BlockColumns:
         return block
 
     def _checked(self, column: Column, number: int, rows: int, expected: int) -> Block:
+        block = self._gotten(column, number, rows)
+        if checksum(block) != expected:
+            raise CorruptionError(self._garbled(column.name, number))
+        return block
+
+    def _garbled(self, name: str, number: int) -> str:
+        where = f"{self._url}: block {number} of {name}"
+        return f"{where} is garbled: its checksum is not the one that was noted when it was written"
+
+    def _gotten(self, column: Column, number: int, rows: int) -> Block:
         block = self.container.get(column, number, rows)
         where = f"{self._url}: block {number} of {column.name}"
         if block is None:
@@ -264,8 +282,6 @@ class BlockColumns:
             )
         if not block.flags.c_contiguous or block.ctypes.data % 16:
             block = block.copy()
-        if checksum(block) != expected:
-            raise CorruptionError(f"{where} is garbled: its checksum is not the one that was noted when it was written")
         return block
 
     def checksums(self, name: str) -> npt.NDArray[np.uint32]:

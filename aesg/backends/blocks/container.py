@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -104,6 +105,7 @@ class BlockContainer(ABC):
         log_blocks: After how many blocks of log to merge: few where opening a block is slow.
         resident: Blocks given by `get` take no memory of this process (views of a mapped file): the cache need not
             count them.
+        scratch: Where to keep for a while what is going to be put, when it is much; None: the system has a place.
         version: Changes whenever the view has moved to another commit, by `commit`, `refresh` or entering `reading`.
     """
 
@@ -111,6 +113,7 @@ class BlockContainer(ABC):
     block_bytes: int = 1 << 16
     log_blocks: int = 1024
     resident: bool = False
+    scratch: Path | None = None
     version: int = 0
 
     # --- reading: as of the commit that the view is at ---------------------------------------------------------------

@@ -24,6 +24,9 @@ from aesg.backends.blocks.layout import LOG_BLOCK
 from aesg.errors import CorruptionError
 from aesg.records import Columns
 
+BEFORE: Final = "log/before"
+"""In every record an array of one number: the checksum (see `Log.crc`) of all records before it. Whoever reads a log
+whose end is as the head says needs it not."""
 _LENGTHS: Final = struct.Struct("<QI")
 _FEW: Final = 1 << 12
 

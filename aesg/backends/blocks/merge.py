@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -11,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from aesg.backends.blocks import layout
-from aesg.backends.blocks.adjacency import by_source, merged
 from aesg.backends.blocks.columns import BlockColumns, checksum, checksums_of
 from aesg.backends.blocks.container import Block, Key
 from aesg.backends.blocks.layout import CHECKSUMS, LOG
+from aesg.backends.blocks.sorting import sorted_edges
 from aesg.backends.blocks.tables import EDGES, BlockTables, GraphState, Table
-from aesg.records import Columns, Refs, Rows
+from aesg.records import Refs
 
 _FEW: Final = 32
 """Changed edges are looked up one by one while they are fewer than one in so many."""
@@ -60,39 +59,11 @@ def merge(tables: BlockTables, *, sort_above: float) -> Merge:
     for table in (tables.nodes, tables.edges, tables.events):
         _put_table(table, made)
     unsorted = tables.edge_slots - made.sorted_edges
-    if unsorted > max(layout.FEW_UNSORTED, sort_above * made.sorted_edges):
+    if unsorted > max(layout.FEW_UNSORTED, sort_above * max(made.sorted_edges, 1)):
         _sort_edges(tables, made)
     elif columns.rows("out/ref"):
         _update_sorted(tables, made)
-    _put_checksums(columns, made)
-    return made
-
-
-def rewrite(columns: BlockColumns, arrays: Mapping[str, npt.NDArray[Any]], sources: Rows) -> Merge:
-    """Put other rows in place of all there are.
-
-    Args:
-        columns: The present ones.
-        arrays: Column → all its rows, for nodes, edges (none of them removed) and events.
-        sources: The edges' source rows.
-    """
-    made = Merge(
-        {name: 0 for name in columns.layout if name != LOG},
-        {name: [] for name in columns.checksums_of_checksums},
-        0,
-        0,
-    )
-    for name, values in arrays.items():
-        _put_column(columns, made, name, values)
-    nodes, edges = len(arrays["nodes/id"]), len(sources)
-    if edges > layout.FEW_UNSORTED:
-        ordered, order = by_source(sources[::-1])
-        refs = edges - 1 - order
-        by_ref = {name: arrays[EDGES.column(name)] for name in layout.OUT_COLUMNS if name != "ref"}
-        _put_sorted(columns, made, ordered, {"ref": refs, **{n: c[refs] for n, c in by_ref.items()}}, nodes)
-        made.sorted_edges = edges
-    made.checksums = {name: np.empty(0, np.uint32) for name in made.of_checksums}
-    _put_checksums(columns, made)
+    put_checksums(columns, made)
     return made
 
 
@@ -100,7 +71,8 @@ def after(tables: BlockTables, made: Merge) -> GraphState:
     """The state once a merge of these tables is committed."""
     counts = (tables.nodes.count, tables.edges.count, tables.events.count)
     state = GraphState.at_rest(counts, tables.vector_dim, made.sorted_edges, made.sorted_nodes)
-    state.runs = tables.runs if made.sorted_edges == tables.state.sorted_edges else ()
+    if made.sorted_edges == tables.state.sorted_edges:
+        state.runs, state.in_runs = tables.runs, tables.in_runs
     state.removed_edges, state.attrs = tables.removed_edges, tables.attrs
     return state
 
@@ -142,30 +114,13 @@ def _put_column(columns: BlockColumns, made: Merge, name: str, values: npt.NDArr
 
 def _sort_edges(tables: BlockTables, made: Merge) -> None:
     """Sort all edges by source; removed ones are left out."""
-    sorted_before, nodes = tables.state.sorted_edges, tables.state.sorted_nodes
-    parts = [(run.expanded(), run.refs) for run in reversed(tables.runs)]
-    if sorted_before:
-        starts = tables.columns.slice(layout.START, 0, nodes + 1)
-        refs = tables.columns.slice("out/ref", 0, tables.columns.rows("out/ref"))
-        parts.append((np.repeat(np.arange(nodes, dtype=np.int64), np.diff(starts)), np.where(refs < 0, ~refs, refs)))
-    sources, refs = merged(parts)
-    gone = tables.edges.chunk(0, tables.edge_slots, ["removed"])["removed"][refs] != 0
-    if gone.any():
-        sources, refs = sources[~gone], refs[~gone]
-    made.sorted_edges, found = tables.edge_slots, {"ref": refs}
-    for name in layout.OUT_COLUMNS:
-        if name != "ref":
-            found[name] = tables.edges.chunk(0, tables.edge_slots, [name])[name][refs]
-    _put_sorted(tables.columns, made, sources, found, tables.node_count)
-
-
-def _put_sorted(columns: BlockColumns, made: Merge, sources: Rows, found: Columns, nodes: int) -> None:
-    starts = np.zeros(nodes + 1, np.int64)
-    np.cumsum(np.bincount(sources, minlength=nodes), out=starts[1:])
+    nodes, columns = tables.node_count, tables.columns
+    scratch = columns.container.scratch
+    starts, found = sorted_edges(tables.edges.chunk, tables.edge_slots, tables.removed_edges, nodes, scratch)
     _put_column(columns, made, layout.START, starts)
     for name, values in found.items():
         _put_column(columns, made, f"out/{name}", values)
-    made.sorted_nodes = nodes
+    made.sorted_edges, made.sorted_nodes = tables.edge_slots, nodes
 
 
 def _update_sorted(tables: BlockTables, made: Merge) -> None:
@@ -239,7 +194,8 @@ def _put_at(
 # --- checksums -------------------------------------------------------------------------------------------------------
 
 
-def _put_checksums(columns: BlockColumns, made: Merge) -> None:
+def put_checksums(columns: BlockColumns, made: Merge) -> None:
+    """Put the checksums of the blocks that a merge puts, and note theirs for the head."""
     changed: dict[str, list[int]] = {}
     for name, number in made.puts:
         changed.setdefault(name, []).append(number)

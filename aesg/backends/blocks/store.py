@@ -7,6 +7,7 @@ that is pending goes into the columns. Either way it is one commit of the contai
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
@@ -21,11 +22,12 @@ from typing import Any, Final
 import numpy as np
 
 from aesg.backends.base import Store
-from aesg.backends.blocks import adjacency, layout, log
+from aesg.backends.blocks import layout, log
 from aesg.backends.blocks.columns import BlockColumns
 from aesg.backends.blocks.container import Block, BlockContainer, Changes, Column, Key
 from aesg.backends.blocks.layout import LOG, LOG_BLOCK
-from aesg.backends.blocks.merge import Merge, after, merge, rewrite
+from aesg.backends.blocks.merge import Merge, after, merge
+from aesg.backends.blocks.rewrite import Spool, compacted
 from aesg.backends.blocks.tables import EDGES, EVENTS, BlockTables, GraphState, Table, node_kind
 from aesg.backends.blocks.verify import find_violations
 from aesg.backends.ids import IdIndex
@@ -38,10 +40,11 @@ from aesg.errors import (
     NotFoundError,
     SchemaMismatchError,
 )
-from aesg.protocols import Capabilities, Violation
+from aesg.protocols import Capabilities, Progress, Violation
 from aesg.records import JSON, Columns, Rows
+from aesg.threads import process
 
-_FORMAT: Final = 1
+FORMAT: Final = 1
 _LARGE: Final = 1 << 22
 """Bytes of changes from which on a commit merges: the log would only write them twice."""
 _LONG: Final = 1 << 24
@@ -84,6 +87,7 @@ class BlockStore(Store):
         self._cache_bytes = cache_bytes
         self._pid = os.getpid()
         self._merged: tuple[str, int] | None = None
+        self._loading = False
         self._columns: BlockColumns
         self._snapshots: weakref.WeakSet[BlockColumns] = weakref.WeakSet()
         try:
@@ -119,7 +123,7 @@ class BlockStore(Store):
             raise InvalidInputError(f"{self.url}: there is no store yet; a new one needs vector_dim=…")
         columns = layout.columns(dim, self._container.block_bytes)
         head: dict[str, JSON] = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "uuid": str(uuid.uuid4()),
             "generation": 0,
             "merge": 0,
@@ -143,7 +147,7 @@ class BlockStore(Store):
 
     def _load(self) -> None:
         """Take the state that the container's view is at."""
-        head = _opened(self._container.head(), self.url)
+        head = opened_head(self._container.head(), self.url)
         self._dim = head["vector_dim"]
         self._layout = layout.columns(self._dim, head["block_bytes"])
         merged = (head["uuid"], head["merge"])
@@ -154,7 +158,7 @@ class BlockStore(Store):
             self._columns = BlockColumns(
                 self._container,
                 self._layout,
-                _lengths(head, self._layout),
+                lengths_of(head, self._layout),
                 head["checksums"],
                 self._cache_bytes,
                 self.url,
@@ -162,13 +166,10 @@ class BlockStore(Store):
             self._ids = IdIndex()
             self._state = GraphState.at_rest(head["merged"], self._dim, head["sorted_edges"], head["sorted_nodes"])
             self._log = log.Log()
-            if (edges := self._state.edges.count) > head["sorted_edges"]:
-                sources = self._columns.slice("edges/source_row", head["sorted_edges"], edges)
-                self._state.runs = adjacency.appended((), sources, head["sorted_edges"])
         self._replay(head)
         self._merged = merged
         self._head = head
-        self._lengths = _lengths(head, self._layout)
+        self._lengths = lengths_of(head, self._layout)
         self._version = self._container.version
 
     def _replay(self, head: Mapping[str, Any]) -> None:
@@ -206,16 +207,17 @@ class BlockStore(Store):
                 for patches in state.patches:
                     patches.grow(state.count)
                 if kind.name == "edges":
-                    self._state.runs = adjacency.appended(self._state.runs, new["source_row"], first)
+                    self._state.add_edges(new["source_row"], first)
 
     @contextmanager
     def reading(self) -> Iterator[Tables]:
         with self._lock:
             self._check_usable()
-            self._check_process()
-            with self._container.reading():
+            if process() != self._pid:
+                self._check_process()
+            with self._container.reading():  # first carries out a commit that was in doubt
                 if self._container.version != self._version:
-                    self._load()
+                    self._load()  # that one, or another writer's
                 yield self._committed()
 
     def _refresh(self) -> bool:
@@ -270,12 +272,24 @@ class BlockStore(Store):
             or blocks > self._container.log_blocks
             or size + self._log.bytes > _LONG
         ):
-            self._merge(tables)
+            self._merge(tables, sort_above=math.inf if self._loading else _SORT_ABOVE)
         else:
             self._append_to_log(tables)
+        if self._loading and tables.edges.count > tables.edges.state.count:
+            self._ids = IdIndex()  # of use while nodes are appended, and as large as some stores may be
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """For as long as a whole graph is appended, nodes first: sort its edges by source once, when it is closed."""
+        self._loading = True
+        try:
+            yield
+        finally:
+            self._loading = False
 
     def _append_to_log(self, tables: BlockTables) -> None:
-        record = log.encode(_changes_of(tables))
+        # What comes before is noted too, so that a salvage can tell the sound records of a damaged log.
+        record = log.encode({**_changes_of(tables), log.BEFORE: np.array([self._log.crc], np.uint32)})
         longer = self._log.with_record(record)
         head = {
             **self._head,
@@ -296,7 +310,8 @@ class BlockStore(Store):
             for committed, own in zip(table.state.patches, table.own, strict=False):
                 committed.grow(table.count)
                 committed.update(own)
-        state.runs, state.removed_edges, state.attrs = tables.runs, tables.removed_edges, tables.attrs
+        state.runs, state.in_runs = tables.runs, tables.in_runs
+        state.removed_edges, state.attrs = tables.removed_edges, tables.attrs
 
     def _merge(self, tables: BlockTables, *, sort_above: float = _SORT_ABOVE, advance: bool = True) -> None:
         """Commit by merging; `advance` unless the contents stay what they are."""
@@ -319,7 +334,7 @@ class BlockStore(Store):
             "log": [0, 0, 0],
             "checksums": made.of_checksums,
         }
-        lengths = _lengths(head, self._layout)
+        lengths = lengths_of(head, self._layout)
         drops = [
             (name, number)
             for name, column in self._layout.items()
@@ -346,28 +361,15 @@ class BlockStore(Store):
             self._merge(tables, sort_above=_SORT_ABOVE_AT_REST, advance=False)
         self._container.flush()
 
-    def _compact(self) -> Rows:
+    def _compact(self, min_confidence: float) -> Rows:
         self._check_process()
         tables = self._tables(self._state, self._columns)
-        stays = tables.nodes.chunk(0, tables.node_count, ["is_active"])["is_active"] == 1
-        row_map = np.where(stays, np.cumsum(stays) - 1, -1).astype(np.int64)
-        ends = {name: tables.edges.chunk(0, tables.edge_slots, [name])[name] for name in ("source_row", "target_row")}
-        kept = tables.edges.chunk(0, tables.edge_slots, ["removed"])["removed"] == 0
-        kept &= (row_map[ends["source_row"]] >= 0) & (row_map[ends["target_row"]] >= 0)
-        arrays = {}
-        for table, which in ((tables.nodes, stays), (tables.edges, kept), (tables.events, None)):
-            for name in table.kind.fields:
-                column = table.chunk(0, table.count, [name])[name]
-                arrays[table.kind.column(name)] = column if which is None else column[which]
-        for name, rows in ends.items():
-            arrays[f"edges/{name}"] = row_map[rows[kept]]
-        sources = arrays["edges/source_row"]
-        made = rewrite(self._columns, arrays, sources)
-        runs = adjacency.appended((), sources, 0) if len(sources) and not made.sorted_edges else ()
-        counts = (len(arrays["nodes/id"]), len(sources), tables.event_count)
-        state = GraphState.at_rest(counts, self._dim, made.sorted_edges, made.sorted_nodes)
-        state.runs, state.attrs = runs, self._state.attrs
-        self._put_merge(tables, made, state, self._head["generation"] + 1)
+        with Spool(self._container.scratch) as spool:
+            made, row_map, runs = compacted(tables, min_confidence, spool)
+            counts = [made.lengths[name] for name in ("nodes/id", "edges/source_row")]
+            state = GraphState.at_rest((*counts, tables.event_count), self._dim, made.sorted_edges, made.sorted_nodes)
+            state.runs, state.in_runs, state.attrs = runs, counts[1], self._state.attrs
+            self._put_merge(tables, made, state, self._head["generation"] + 1)
         self._ids = IdIndex()
         self._container.reclaim()
         if self._container.version != self._version:
@@ -382,7 +384,7 @@ class BlockStore(Store):
             columns = BlockColumns(
                 self._container.snapshot(),
                 self._layout,
-                _lengths(self._head, self._layout),
+                lengths_of(self._head, self._layout),
                 self._head["checksums"],
                 self._cache_bytes,
                 self.url,
@@ -394,10 +396,11 @@ class BlockStore(Store):
         assert isinstance(tables, BlockTables)
         tables.columns.container.close()
 
-    def verify(self) -> list[Violation]:
+    def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
         with self.reading() as tables:
             assert isinstance(tables, BlockTables)
-            return [*self._container.verify(), *find_violations(tables)]
+            found = find_violations(tables, deep=deep, progress=progress)
+            return [*(self._container.verify() if deep else ()), *found]
 
     def stats(self) -> dict[str, Any]:
         active = sum(int(np.count_nonzero(chunk["is_active"])) for chunk in self.nodes.scan(["is_active"]))
@@ -440,9 +443,9 @@ class BlockStore(Store):
 
     def _check_process(self) -> None:
         """Open a container anew that was inherited by a fork, and look at one that has moved by itself."""
-        if os.getpid() != self._pid:
+        if process() != self._pid:
             self._container = self._container.reopen()
-            self._pid = os.getpid()
+            self._pid = process()
             self._merged = None
             with self._container.reading():  # the parent goes on writing
                 self._load()
@@ -506,7 +509,7 @@ def _changes(
     return Changes({**head, "crc32": crc}, columns, lengths, puts, drops, text)
 
 
-def _opened(head: Mapping[str, Any] | None, url: str) -> dict[str, Any]:
+def opened_head(head: Mapping[str, Any] | None, url: str) -> dict[str, Any]:
     """The head without its checksum.
 
     Raises:
@@ -522,8 +525,8 @@ def _opened(head: Mapping[str, Any] | None, url: str) -> dict[str, Any]:
         good = False
     if not good:
         raise CorruptionError(f"{url}: the head is garbled: its checksum does not match")
-    if body.get("format") != _FORMAT:
-        raise FormatVersionError(f"{url}: format {body.get('format')}, expected {_FORMAT}: a newer version wrote it")
+    if body.get("format") != FORMAT:
+        raise FormatVersionError(f"{url}: format {body.get('format')}, expected {FORMAT}: a newer version wrote it")
     return body
 
 
@@ -537,7 +540,7 @@ def _counts(tables: BlockTables) -> dict[str, Any]:
     }
 
 
-def _lengths(head: Mapping[str, Any], columns: Mapping[str, Column]) -> dict[str, int]:
+def lengths_of(head: Mapping[str, Any], columns: Mapping[str, Column]) -> dict[str, int]:
     """Rows of every column."""
     merged = dict(zip(("nodes", "edges", "events"), head["merged"], strict=True))
     lengths = {}

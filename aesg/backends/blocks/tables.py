@@ -28,6 +28,8 @@ from aesg.records import JSON, Adjacency, Columns, Refs, Rows
 _MANY: Final = 1 << 12
 """Rows from which on a write replaces blocks, if it is at least one row in `_DENSE`."""
 _DENSE: Final = 64
+_MANY_EDGES: Final = 1 << 16
+"""Edges appended at once from which on they are sorted into a run only when somebody asks which edges leave a row."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +311,8 @@ class GraphState:
         removed_edges: How many edges were removed.
         sorted_edges: Edges below this ref are in the columns `out/…`, but for those removed before.
         sorted_nodes: Rows below this one have a place in `out/start`.
-        runs: The other edges by source.
+        runs: The other edges by source, as far as anybody has asked for them:
+        in_runs: edges from this ref on are in no run yet.
         attrs: The attributes.
     """
 
@@ -320,14 +323,15 @@ class GraphState:
     sorted_edges: int
     sorted_nodes: int
     runs: Runs
+    in_runs: int
     attrs: dict[str, JSON]
 
     @classmethod
     def at_rest(cls, counts: Sequence[int], vector_dim: int, sorted_edges: int, sorted_nodes: int) -> GraphState:
-        """Everything is in blocks; `counts` are those of nodes, edges and events."""
+        """Everything is in blocks, and no run made; `counts` are those of nodes, edges and events."""
         kinds = (node_kind(vector_dim), EDGES, EVENTS)
         nodes, edges, events = (TableState.at_rest(kind, n) for kind, n in zip(kinds, counts, strict=True))
-        return cls(nodes, edges, events, 0, sorted_edges, sorted_nodes, (), {})
+        return cls(nodes, edges, events, 0, sorted_edges, sorted_nodes, (), sorted_edges, {})
 
     def copy(self) -> GraphState:
         """One that later commits do not change."""
@@ -339,8 +343,20 @@ class GraphState:
             self.sorted_edges,
             self.sorted_nodes,
             self.runs,
+            self.in_runs,
             self.attrs,
         )
+
+    def add_edges(self, sources: Rows, first: int) -> None:
+        """Take in the sources of edges that were appended."""
+        if worth_a_run(first, len(sources), self.in_runs):
+            self.runs = adjacency.appended(self.runs, sources, first)
+            self.in_runs = first + len(sources)
+
+
+def worth_a_run(first: int, count: int, in_runs: int) -> bool:
+    """Whether so many appended edges are sorted into a run at once; in the order of ref, so not if others wait."""
+    return first == in_runs and count < _MANY_EDGES
 
 
 class BlockTables(WritableTables):
@@ -365,6 +381,7 @@ class BlockTables(WritableTables):
         self.edges = Table(EDGES, state.edges, columns, writable=writable)
         self.events = Table(EVENTS, state.events, columns, writable=writable)
         self.runs = state.runs
+        self.in_runs = state.in_runs
         self.removed_edges = state.removed_edges
         self.attrs = state.attrs
 
@@ -437,8 +454,7 @@ class BlockTables(WritableTables):
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         starts, counts = self._sorted_ranges(rows)
-        if self.runs:
-            self._merge_runs()
+        self._bring_up_runs()
         looked_for = counts if limit is None else np.minimum(counts, limit)
         found = self._sorted_edges(records.ranges(starts, looked_for))
         if limit is not None and found["removed"].any() and (looked_for < counts).any():
@@ -482,13 +498,19 @@ class BlockTables(WritableTables):
         edges._patch(changed, edges.own, refs)
         return found
 
-    def _merge_runs(self) -> None:
-        """Before runs are read."""
-        if len(self.runs) > adjacency.FEW:
-            merged = adjacency.fewer(self.runs)
-            if self.runs is self.state.runs:
-                self.state.runs = merged  # for the next who reads
-            self.runs = merged
+    def _bring_up_runs(self) -> None:
+        """Before runs are read: take in the edges that are in none, and make few of many."""
+        runs, count = self.runs, self.edges.count
+        if self.in_runs < count:
+            runs = adjacency.appended(
+                runs, self.edges.chunk(self.in_runs, count, ["source_row"])["source_row"], self.in_runs
+            )
+        if len(runs) > adjacency.FEW:
+            runs = adjacency.fewer(runs)
+        if runs is not self.runs:
+            if count == self.state.edges.count:
+                self.state.runs, self.state.in_runs = runs, count  # for the next who reads
+            self.runs, self.in_runs = runs, count
 
     def _with_runs(
         self, rows: Rows, counts: npt.NDArray[np.int64], oldest: Columns
@@ -530,7 +552,9 @@ class BlockTables(WritableTables):
     def append_edges(self, columns: Columns) -> None:
         first = self.edges.count
         self.edges.append(columns)
-        self.runs = adjacency.appended(self.runs, columns["source_row"], first)
+        if worth_a_run(first, len(columns["source_row"]), self.in_runs):
+            self.runs = adjacency.appended(self.runs, columns["source_row"], first)
+            self.in_runs = self.edges.count
 
     def write_edges(self, refs: Refs, columns: Columns) -> None:
         self.edges.write(refs, columns)

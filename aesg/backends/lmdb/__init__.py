@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from aesg.backends.files import os_errors
+from aesg.backends.files import os_errors, writers_kept_out
 from aesg.backends.registry import Backend, Mode, Option, size
+from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.errors import InvalidInputError, NotFoundError
 from aesg.protocols import (
@@ -46,6 +47,22 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
 
     container = LmdbContainer(canonical, directory, promises(options), writing=mode == "a", map_size=map_size)
     return BlockStore(canonical, container, vector_dim=vector_dim, read_only=mode == "r")
+
+
+def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
+    from aesg.backends.blocks.salvage import BlockWreck
+    from aesg.backends.lmdb.environment import WRITER_LOCK
+    from aesg.backends.lmdb.salvage import Rubble
+
+    directory = url.local_path()
+    canonical = str(StoreURL(url.scheme, "", str(directory)))
+    hold = writers_kept_out(directory / WRITER_LOCK, canonical)
+    try:
+        rubble = Rubble(directory / DATA)
+    except BaseException:
+        hold.release()
+        raise
+    return BlockWreck(canonical, rubble, hold)
 
 
 def promises(options: Mapping[str, Any]) -> Capabilities:
@@ -89,6 +106,8 @@ BACKEND: Final = Backend(
     open=_open,
     promises=promises,
     recognises=recognises,
+    unfinished={"sync": False},
+    salvage=_salvage,
     options={
         "sync": Option(_boolean, "true (default): a commit survives power loss; false: it survives a killed process"),
         "map_size": Option(

@@ -16,10 +16,10 @@ import json
 import logging
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import lmdb
 import numpy as np
@@ -35,9 +35,11 @@ from aesg.records import JSON
 
 COMPACTING: Final = "data.mdb.new"
 """The copy that compaction makes; left there by a process that was killed meanwhile."""
-_WORTHWHILE: Final = 1 / 16
-"""Share of free pages from which on a compacting copy is worth the writing."""
 _SLACK: Final = 1 << 20
+_IN_MEMORY: Final = 1 << 25
+"""Bytes that one transaction puts, if more can be put before it."""
+
+_Put: TypeAlias = tuple[bytes, Block]
 
 _log = logging.getLogger("aesg")
 
@@ -65,7 +67,7 @@ class LmdbContainer(BlockContainer):
     def __init__(self, url: str, directory: Path, capabilities: Capabilities, *, writing: bool, map_size: int) -> None:
         self.capabilities = capabilities
         self._url = url
-        self._directory = directory
+        self._directory = self.scratch = directory
         self._settings = Settings(capabilities.durability is Durability.POWER_LOSS, map_size)
         self._writer_lock: WriterLock | None = None
         self._environment: Environment | None = None
@@ -209,6 +211,9 @@ class LmdbContainer(BlockContainer):
         before = self._open_view()
         head = changes.head_as_json()
         puts = sorted(((block_key(*key), block) for key, block in changes.puts.items()), key=lambda put: put[0])
+        if before.id and sum(block.nbytes for _, block in puts) > _IN_MEMORY:
+            puts = self._put_ahead(environment, puts, self._record(before))
+            before = self._open_view()
         with environment.commit_lock:
             try:
                 with environment.handle.begin(write=True) as txn:
@@ -221,18 +226,72 @@ class LmdbContainer(BlockContainer):
                         txn.put(key, np.ascontiguousarray(block).data)
                     txn.put(pages.HEAD_KEY, pages.head_record(txn.id(), head))
             except lmdb.Error as error:
-                what = f"committing to {self._data}"
-                size = sum(block.nbytes for block in changes.puts.values()) + len(head)
-                if code(error) == errno.EIO and self._is_full(size):
-                    # A write that the system cut short, because there was no room for all of it, is LMDB's EIO.
-                    raise CapacityError(f"{what}: the disk is full; free some space, nothing was lost") from error
-                raise translated(error, what) from error
+                raise self._refused(error, sum(block.nbytes for _, block in puts) + len(head)) from error
         self._view = None
         self.version += 1
         before.release()
         # The commit stands, whatever happens to the view of it: the next read tries again.
         with suppress(AESGError):
             self._view = environment.view()
+
+    def _put_ahead(self, environment: Environment, puts: list[_Put], head: bytes) -> list[_Put]:
+        """Put blocks of which there was none, in transactions of bounded size; gives back the others.
+
+        What a transaction puts is in memory until it is committed. The present head does not know of these blocks, so
+        that nobody asks for them; should the commit that does never happen, a later one puts them again.
+        """
+        left, group, size = [], list[_Put](), 0
+        done: list[bytes] = []
+
+        def write(group: Sequence[_Put]) -> None:
+            with environment.handle.begin(write=True) as txn:
+                if txn.id() != self._open_view().id + 1:
+                    raise ConflictError(f"{self._url}: another program has written to {self._data}; open it anew")
+                for key, block in group:
+                    txn.put(key, np.ascontiguousarray(block).data)
+                txn.put(pages.HEAD_KEY, pages.head_record(txn.id(), head))
+            self._move_on()
+            done.extend(key for key, _ in group)
+
+        with environment.commit_lock:
+            try:
+                with environment.handle.begin() as txn:
+                    present = {key for key, _ in puts if txn.get(key) is not None}
+                for key, block in puts:
+                    if key in present:
+                        left.append((key, block))
+                        continue
+                    group.append((key, block))
+                    size += block.nbytes
+                    if size >= _IN_MEMORY // 2:
+                        write(group)
+                        group, size = [], 0
+            except lmdb.Error as error:
+                refused = self._refused(error, size)
+                with suppress(lmdb.Error, AESGError):
+                    for gone in (done, []):  # pages that one transaction frees are used again by the next but one
+                        with environment.handle.begin(write=True) as txn:
+                            for key in gone:
+                                txn.delete(key)
+                            txn.put(pages.HEAD_KEY, pages.head_record(txn.id(), head))
+                        self._move_on()
+                raise refused from error
+        return left + group
+
+    def _move_on(self) -> None:
+        """After a transaction of our own."""
+        before, self._view = self._view, None
+        self.version += 1
+        if before is not None:
+            before.release()
+
+    def _refused(self, error: lmdb.Error, size: int) -> AESGError:
+        """What an error of a transaction means that puts so many bytes."""
+        what = f"committing to {self._data}"
+        if code(error) == errno.EIO and self._is_full(size):
+            # A write that the system cut short, because there was no room for all of it, is LMDB's EIO.
+            return CapacityError(f"{what}: the disk is full; free some space, nothing was lost")
+        return translated(error, what)
 
     def _is_full(self, size: int) -> bool:
         """Whether there is no room for so many bytes more."""
@@ -259,7 +318,7 @@ class LmdbContainer(BlockContainer):
         environment = self._attached()
         free = pages.free_pages(environment.data, self._open_view().id)
         self._reclaimed = ""
-        if free < (environment.handle.info()["last_pgno"] + 1) * _WORTHWHILE:
+        if not free:  # one that is hardly smaller is made too: what was dropped is to be nowhere
             return
         try:
             with environment.alone() as alone, environment.commit_lock:
@@ -282,6 +341,7 @@ class LmdbContainer(BlockContainer):
                 fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
                 try:
                     self._attached().handle.copyfd(fd, compact=True)
+                    pages.blank_slack(new, 1)
                     os.fsync(fd)
                 finally:
                     os.close(fd)

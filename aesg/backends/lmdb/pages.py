@@ -451,6 +451,62 @@ def check(path: Path, commit: int) -> int | None:
     return meta.last_page - 1 - len(taken)
 
 
+def reachable(path: Path, meta: Meta) -> set[int]:
+    """Pages of the main tree above its data, as far as sound branches lead to them."""
+    pages = _Pages(path, meta)
+    found: set[int] = set()
+    level = [meta.main.root]
+    for _ in range(min(meta.main.depth, _MAX_DEPTH)):
+        level = [page for page in level if 2 <= page <= pages.last and page not in found]
+        found.update(level)
+        below: list[int] = []
+        for page in level:
+            try:
+                _, _, at, _, _ = pages._nodes(np.array([page], np.int64), _BRANCH, _MAIN)
+            except CorruptionError:  # a leaf, or nothing that leads further
+                continue
+            below += pages._children(at).tolist()
+        level = below
+    return found
+
+
+def blank_slack(path: Path, commit: int) -> None:
+    """Overwrite what pages hold beside their contents with zeros: LMDB leaves there what lay there before.
+
+    Args:
+        path: A file that nobody uses.
+        commit: The newest.
+
+    Raises:
+        CorruptionError: It is damaged.
+    """
+    metas = _meta_of(path, commit)
+    if metas is None:
+        raise CorruptionError(f"{path}: expected commit {commit}")
+    pages = _Pages(path, metas[0])
+    size = pages.size
+    holes: list[tuple[int, int]] = []
+    for tree, what in ((metas[0].main, _MAIN), (metas[0].free, _FREE)):
+        leaves = pages.entries(tree, what)
+        starts, sizes = leaves.starts, leaves.sizes
+        big = starts % size == HEADER
+        ends = (starts + sizes)[big]
+        runs = pages._runs[starts[big] // size].astype(np.int64)
+        holes += zip(ends.tolist(), ((starts[big] // size + runs) * size).tolist(), strict=True)
+        data = np.concatenate([ranges(starts[big] // size, runs), np.empty(0, np.int64)])
+        nodes = np.setdiff1d(leaves.pages, data)
+        begins, stops = (nodes * size + edge[nodes].astype(np.int64) for edge in (pages._lower, pages._upper))
+        holes += zip(begins.tolist(), stops.tolist(), strict=True)
+    with os_errors("writing", path):
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with mmap.mmap(fd, 0) as mapped:
+                for start, stop in holes:
+                    mapped[start:stop] = bytes(stop - start)
+        finally:
+            os.close(fd)
+
+
 def free_pages(path: Path, commit: int) -> int:
     """How many pages of a commit are free; 0 when two newer ones came meanwhile. Arguments and errors as `check`."""
     metas = _meta_of(path, commit)

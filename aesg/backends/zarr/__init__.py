@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from aesg.backends.files import os_errors
+from aesg.backends.files import os_errors, writers_kept_out
 from aesg.backends.registry import Backend, Mode, Option, choice, size
+from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.errors import InvalidInputError, NotFoundError, UnsupportedError
 from aesg.protocols import (
@@ -76,6 +77,27 @@ def _open_volatile(
     return VolatileStore(url, container, vector_dim=vector_dim, read_only=False, cache_bytes=cache_bytes)
 
 
+def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
+    from aesg.backends.blocks.salvage import BlockWreck
+    from aesg.backends.zarr.directory import LOCK
+    from aesg.backends.zarr.salvage import in_archive, in_directory
+
+    path = url.local_path()
+    canonical = str(StoreURL(url.scheme, "", str(path)))
+    with os_errors("opening", path):
+        if not path.exists():
+            raise NotFoundError(f"{canonical}: there is nothing")
+        if path.is_file():
+            return BlockWreck(canonical, in_archive(path))
+    hold = writers_kept_out(path / LOCK, canonical)
+    try:
+        rubble = in_directory(path)
+    except BaseException:
+        hold.release()
+        raise
+    return BlockWreck(canonical, rubble, hold)
+
+
 def promises(durability: Durability) -> Capabilities:
     """What a store in a directory promises when it is opened with that durability."""
     return Capabilities(
@@ -116,6 +138,8 @@ BACKEND: Final = Backend(
     open=_open,
     promises=lambda options: promises(_durability(options)),
     recognises=recognises,
+    unfinished={"durability": "process_crash"},
+    salvage=_salvage,
     options={
         "codec": Option(choice("none", "zstd", "blosc"), "how a new store compresses: none (default), zstd or blosc"),
         "cache_bytes": CACHE_OPTION,

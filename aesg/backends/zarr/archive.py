@@ -25,7 +25,7 @@ from aesg.protocols import (
     Writers,
 )
 
-_BROKEN = (
+BROKEN = (
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
@@ -75,7 +75,7 @@ class ZipContainer(ArrayContainer):
                     return file.read(limit)
             except KeyError:
                 return None
-            except (OSError, *_BROKEN) as error:
+            except (OSError, *BROKEN) as error:
                 if _is_systems(error):
                     raise
                 raise CorruptionError(f"{self._place(key)}: cannot be unpacked: {error}") from error
@@ -102,7 +102,7 @@ def recognises(path: Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo(documents.ROOT)
             return member.file_size <= documents.DOCUMENT_LIMIT and documents.is_ours(archive.read(member))
-    except (KeyError, OSError, *_BROKEN):
+    except (KeyError, OSError, *BROKEN):
         return False
 
 
@@ -112,7 +112,7 @@ def _opened(url: str, path: Path) -> zipfile.ZipFile:
             return zipfile.ZipFile(path)
         except FileNotFoundError as error:
             raise NotFoundError(f"{url}: there is no such file") from error
-        except (OSError, *_BROKEN) as error:
+        except (OSError, *BROKEN) as error:
             if _is_systems(error):
                 raise
             raise CorruptionError(f"{url}: expected a ZIP file: {error}") from error

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aesg.backends.files import os_errors, replace_file, sync_directory, write_all
-from aesg.backends.journal import Journal
+from aesg.backends.journal import Journal, entries_left
 from aesg.backends.zarr import documents
 from aesg.backends.zarr.codecs import Content
 from aesg.errors import CorruptionError, InvalidInputError
@@ -351,6 +351,35 @@ def _replay(directory: Path, entry: _Entry, place: Path) -> None:
             elif not path.exists():
                 raise CorruptionError(f"{path}: missing, expected {size} bytes as {place} says")
     _remove(directory / key for key in entry.drops)
+
+
+def decided(directory: Path) -> dict[str, bytes | Path | None]:
+    """What a journal says that is not carried out yet: key → what it holds, where that lies, None where it is to go.
+
+    For who may change nothing. Of a journal that is damaged, as much as is sound.
+    """
+    path = directory / JOURNAL
+    found: dict[str, bytes | Path | None] = {}
+    for _, payload in entries_left(path):
+        if not payload:
+            continue
+        try:
+            entry = _decode_entry(payload, path)
+        except CorruptionError:
+            break
+        at = 0
+        for number, (key, size) in enumerate(entry.writes.items()):
+            staged = Path(_staged(directory / key))
+            if entry.lengths is not None:
+                content = bytes(entry.contents[at : at + entry.lengths[number]])
+                found[key] = content + bytes(size - len(content))
+                at += entry.lengths[number]
+            elif staged.exists() and staged.stat().st_size == size:
+                found[key] = staged
+            else:
+                found.pop(key, None)
+        found.update(dict.fromkeys(entry.drops))
+    return found
 
 
 def _decode_entry(payload: bytes, place: Path) -> _Entry:

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from aesg.backends.files import os_errors
+from aesg.backends.files import os_errors, writers_kept_out
 from aesg.backends.registry import Backend, Mode, Option, choice
+from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.backends.zarr import CACHE_BYTES, CACHE_OPTION
 from aesg.errors import CorruptionError, InvalidInputError, NotFoundError, UnsupportedError
@@ -76,6 +77,21 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     return IcechunkStore(canonical, container, vector_dim=vector_dim, read_only=mode == "r", cache_bytes=cache_bytes)
 
 
+def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
+    from aesg.backends.blocks.salvage import BlockWreck
+    from aesg.backends.zarr.repository import Remains
+
+    directory = url.local_path()
+    canonical = str(StoreURL(url.scheme, "", str(directory)))
+    hold = writers_kept_out(directory / LOCK, canonical)
+    try:
+        rubble = Remains(canonical, directory)
+    except BaseException:
+        hold.release()
+        raise
+    return BlockWreck(canonical, rubble, hold)
+
+
 def recognises(path: Path) -> bool:
     """Whether a directory holds an Icechunk repository, ours or another."""
     return (path / REF).is_file() and (path / "snapshots").is_dir()
@@ -98,6 +114,7 @@ BACKEND: Final = Backend(
     open=_open,
     promises=lambda options: CAPABILITIES,
     recognises=recognises,
+    salvage=_salvage,
     options={
         "codec": Option(choice("none", "zstd", "blosc"), "how a new store compresses: none, zstd (default) or blosc"),
         "cache_bytes": CACHE_OPTION,

@@ -22,6 +22,7 @@ from aesg.backends.zarr.arrays import ArrayContainer
 from aesg.backends.zarr.directory import (
     JOURNAL,
     LOCK,
+    PRIVATE,
     Staged,
     begin,
     check_whole,
@@ -65,6 +66,7 @@ class LocalContainer(ArrayContainer):
     def __init__(self, url: str, directory: Path, codec: str | None, capabilities: Capabilities) -> None:
         super().__init__(url, codec)
         self.directory = directory
+        self.scratch = directory / PRIVATE
         self.capabilities = capabilities
         self._root = str(directory) + os.sep
 
@@ -403,6 +405,11 @@ class LocalWriter(LocalContainer):
         self._settle()
         if self._sync:
             self._checkpoint()
+
+    def reclaim(self) -> None:
+        with suppress(CapacityError, StorageError):  # the commit stands, and the journal goes when this is closed
+            self.flush()
+            self._journal.trim()  # it may have what was dropped
 
     # The end
 

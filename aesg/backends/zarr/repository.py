@@ -11,9 +11,11 @@ import asyncio
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -28,6 +30,7 @@ from aesg.backends.zarr.codecs import Content
 from aesg.backends.zarr.documents import Layout
 from aesg.backends.zarr.icechunk import CAPABILITIES, LOCK, NEW, REF, recognises
 from aesg.backends.zarr.loop import run
+from aesg.backends.zarr.salvage import Keys
 from aesg.errors import (
     AESGError,
     BackendNotInstalledError,
@@ -191,7 +194,7 @@ class IcechunkContainer(ArrayContainer):
         self._buffers = default_buffer_prototype()
         self._fixed = snapshot is not None
         self._lock = lock
-        self._directory = directory
+        self._directory = self.scratch = directory
         self._at = self._newest() if snapshot is None else snapshot
         self._store = self._look_at(self._at)
 
@@ -353,6 +356,60 @@ class IcechunkContainer(ArrayContainer):
             self._lock.release()
 
 
+class Remains:
+    """What is left of a repository: its commits, as far as they can be opened, the newest first.
+
+    Args:
+        url: For messages.
+        directory: Where it lies.
+    """
+
+    def __init__(self, url: str, directory: Path) -> None:
+        library = _library(url)
+        self._url = url
+        self._directory = directory
+        with _errors("opening", url):
+            self._repository: Repository = library.Repository.open(_local_storage(library, directory))
+
+    def views(self) -> Iterator[Keys]:
+        """Commits: that of the branch, those before it, and any other whose file lies there."""
+        for snapshot in self._snapshots():
+            try:
+                with _errors("opening", self._url):
+                    store = self._repository.readonly_session(snapshot_id=snapshot).store
+            except AESGError:
+                continue
+            yield Keys(partial(self._read, store))
+
+    def _snapshots(self) -> list[str]:
+        found: dict[str, None] = {}
+        with suppress(AESGError), _errors("looking at", self._url):
+            found[self._repository.lookup_branch(BRANCH)] = None
+        with suppress(AESGError), _errors("looking at", self._url):
+            newest = next(iter(found), None)
+            if newest is not None:
+                found |= {entry.id: None for entry in self._repository.ancestry(snapshot_id=newest)}
+        times = []
+        for path in (self._directory / "snapshots").glob("*"):
+            with suppress(AESGError), _errors("looking at", self._url):
+                entry = self._repository.lookup_snapshot(path.name)
+                times.append((entry.written_at, entry.id))
+        return [*(found | {id: None for _, id in sorted(times, reverse=True)})]
+
+    def _read(self, store: ZarrStore, key: str) -> bytes | None:
+        from zarr.core.buffer import default_buffer_prototype
+
+        try:
+            with _errors(f"reading {key} of", self._url):
+                data = run(store.get(key, default_buffer_prototype()))
+        except AESGError:
+            return None
+        return None if data is None else data.to_bytes()
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 def _generation_of(metadata: dict[str, Any]) -> int | None:
     found = metadata.get(_GENERATION)
     return found if type(found) is int else None
@@ -456,6 +513,13 @@ class IcechunkStore(BlockStore):
         when = _utc(older_than, self.url)
         with self._alone():
             return self._container.collect_garbage(when)
+
+    def forget_history(self) -> None:
+        """Remove every commit but the newest, and what only they needed."""
+        now = datetime.now(UTC)
+        with self._alone():
+            self._container.expire_snapshots(now)
+            self._container.collect_garbage(now)
 
 
 def _utc(when: datetime, url: str) -> datetime:

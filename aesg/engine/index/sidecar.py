@@ -128,7 +128,7 @@ class Sidecar:
         try:
             graph, roster = self.folder / header.graph, self.folder / header.roster
             for path, wanted in ((graph, header.graph_sum), (roster, header.roster_sum)):
-                if _sum_of_file(path) != wanted:
+                if sum_of_file(path) != wanted:
                     raise ValueError(f"{path.name}: the checksum is wrong")
             data = np.fromfile(roster, np.uint8)
             prints = data[: 8 * header.rows].view("<u8").astype(np.uint64)
@@ -229,7 +229,7 @@ class Sidecar:
         draft = path.with_name(f"{path.name}.new")
         try:
             write(draft)
-            total = _sum_of_file(draft)
+            total = sum_of_file(draft)
             _sync(draft)
             os.replace(draft, path)
         except BaseException:
@@ -264,7 +264,8 @@ def _sum_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _sum_of_file(path: Path) -> str:
+def sum_of_file(path: Path) -> str:
+    """The checksum of a file, as headers have it."""
     total = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
