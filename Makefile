@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo test check lint types contracts bench campaigns guarantees clean
+.PHONY: help setup demo test check lint types contracts docs bench campaigns guarantees figures clean
 
 help: ## what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,7 +32,7 @@ test: export OMP_NUM_THREADS = 1# as many processes as cores: threads that spin 
 test: $(READY) ## the tests; ARGS='-k name' chooses
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-check: lint types contracts test ## everything that must pass
+check: lint types contracts docs test ## everything that must pass
 
 lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -44,16 +44,24 @@ types: $(READY) ## mypy, strict
 contracts: $(READY) ## who may import whom
 	$(BIN)/lint-imports
 
+docs: export NO_MKDOCS_2_WARNING = 1# of the theme, about its future
+docs: $(READY) ## the documentation site, into site/, warnings are errors; ARGS=serve shows it while you write
+	$(BIN)/mkdocs $(or $(ARGS),build)
+
 bench: $(READY) ## measure against the published 0.3.0
 	$(BIN)/python -m benchmarks $(ARGS)
 
 campaigns: $(READY) ## kill writers and damage files, by the hundred, on every backend; ARGS='lmdb: -k crash' chooses
 	$(BIN)/python -m tools.campaigns $(ARGS)
 
-guarantees: $(READY) ## write the tables of guarantees and of what is tested into README.md and docs/testing.md
+guarantees: $(READY) ## write the generated tables of the readme and of the docs anew
 	@$(BIN)/python -m tools.guarantees
 	@$(BIN)/python -m tools.tested
+	@$(BIN)/python -m tools.measured
+
+figures: $(READY) ## measure the backends for `aesg choose` (some minutes, on a quiet machine), and write the tables
+	@$(BIN)/python -m tools.figures
 
 clean: ## remove caches and build products; .venv stays
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find aesg tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

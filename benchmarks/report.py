@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 
+from aesg.bench.machine import machine
 
-def machine() -> dict[str, Any]:
-    """Where this is measured, and how busy it is."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": models[0] if models else platform.processor(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("numpy", "torch")},
-    }
+__all__ = ["console", "describe", "machine", "short", "spread", "verdict"]
 
 
 def describe(where: dict[str, Any]) -> str:

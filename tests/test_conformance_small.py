@@ -12,8 +12,10 @@ import pytest
 from hypothesis.stateful import rule
 
 from aesg.backends import ids, parts
-from aesg.backends.blocks import layout, log
+from aesg.backends.blocks import layout, log, sorting
 from aesg.backends.blocks import store as block_store
+from aesg.backends.blocks import tables as block_tables
+from aesg.backends.lmdb import container as lmdb_container
 from aesg.backends.memmap import compact, directory, redo, tables, verify, writer
 from aesg.protocols import Durability
 from aesg.testing import Target, clause
@@ -101,6 +103,9 @@ class SmallBlocks(Small):
         monkeypatch.setattr(block_store, "_PATCHED", 100)
         monkeypatch.setattr(block_store, "_LARGE", 4000)
         monkeypatch.setattr(block_store, "_LONG", 12_000)
+        monkeypatch.setattr(block_tables, "_MANY_EDGES", 4)
+        monkeypatch.setattr(sorting, "_CHUNK", 17)
+        monkeypatch.setattr(sorting, "_IN_MEMORY", 1000)
         kind = pytest.importorskip(self.container.partition(":")[0])
         for name in self.container.partition(":")[2].split("."):
             kind = getattr(kind, name)
@@ -127,6 +132,10 @@ class SmallBlocks(Small):
 
 class TestLmdb(SmallBlocks):
     container = "aesg.backends.lmdb.container:LmdbContainer"
+
+    @pytest.fixture(autouse=True)
+    def _small_transactions(self, monkeypatch):
+        monkeypatch.setattr(lmdb_container, "_IN_MEMORY", 5000)
 
     @pytest.fixture
     def target(self):

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,8 +12,7 @@ from tools import guarantees, tested
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"\bmake ([a-z]+)")
+COMMAND = re.compile(r"^(?:\$ )?make ([a-z]+)", re.MULTILINE)
 
 
 def tracked_files():
@@ -30,26 +28,10 @@ def tracked_files():
             yield name, data.decode("utf-8", errors="replace")
 
 
-def blocks():
-    """The Python blocks of the documents that a reader may paste, with the line at which each begins."""
-    for document in (README, ROOT / "docs" / "blocks.md"):
-        text = document.read_text("utf-8")
-        for match in PYTHON_BLOCK.finditer(text):
-            yield pytest.param(match[1], id=f"{document.name}-{text.count(chr(10), 0, match.start()) + 1}")
-
-
-@pytest.mark.parametrize("block", list(blocks()))
-def test_every_python_block_runs_in_a_fresh_folder(block, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-
-
 def test_commands_in_the_documents_exist():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text("utf-8")
+    for document in (README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = document.read_text("utf-8")
         code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```", text, re.M | re.S)
         assert {name for piece in code for name in COMMAND.findall(piece)} <= targets
 

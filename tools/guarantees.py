@@ -1,4 +1,7 @@
-"""Write the table of guarantees in README.md from what the backends promise; `--check` says whether it is stale."""
+"""Write the table of guarantees in README.md and docs/guarantees.md from what the backends promise.
+
+`--check` says whether one is stale.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ import aesg
 from aesg.backends import registry
 from aesg.protocols import Capabilities
 
-README: Final = Path(__file__).parents[1] / "README.md"
+ROOT: Final = Path(__file__).parents[1]
+PAGES: Final = (ROOT / "README.md", ROOT / "docs" / "guarantees.md")
 BEGIN: Final = "<!-- guarantees: written by tools/guarantees.py -->"
 END: Final = "<!-- end of guarantees -->"
 
@@ -83,7 +87,7 @@ def _level(capabilities: Capabilities, name: str) -> str:
 
 
 def written(text: str) -> str:
-    """The readme with the table as it should be."""
+    """A page with the table as it should be."""
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n\n{table()}\n\n{END}{after}"
@@ -91,13 +95,13 @@ def written(text: str) -> str:
 
 def main() -> int:
     """Rewrite, or check."""
-    text = README.read_text()
-    if "--check" in sys.argv[1:]:
-        if written(text) != text:
-            print("README.md: the table of guarantees is stale; run `make guarantees`", file=sys.stderr)
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        if "--check" not in sys.argv[1:]:
+            page.write_text(written(text), "utf-8")
+        elif written(text) != text:
+            print(f"{page.name}: the table of guarantees is stale; run `make guarantees`", file=sys.stderr)
             return 1
-        return 0
-    README.write_text(written(text))
     return 0
 
 

@@ -182,7 +182,7 @@ def growing(results: Results) -> RenderableType:
         table.add_row(
             Text(words.label(contender.name), "red" if contender.name in results.problems else "bold"), *cells
         )
-    doing = "" if results.doing is None else f"{results.doing[0]}: {results.doing[1]}, {results.doing[2]}"
+    doing = "" if results.doing is None else f"{words.label(results.doing[0])}: {', '.join(results.doing[1:])}"
     rounds = f"{len(results.calibration)} of {_rounds(plan)} rounds"
     line = Text(f"{rounds}  {doing}", "dim", no_wrap=True)
     return Group(table, line, Text("Ctrl-C ends it and shows what was measured", "dim"))
