@@ -31,7 +31,7 @@ MEMMAP: Final = Target(
         "aesg.backends.memmap.table:RecordFile.store",
         "aesg.backends.journal:Journal.mark_applied",
     ),
-    record_files=("nodes.aesg", "edges.aesg", "evolution.aesglog"),
+    record_files=("nodes.aesg", "nodes.*.column", "edges.aesg", "evolution.aesglog"),
 )
 """What the suite is to know of the memmap, for any of its options."""
 
