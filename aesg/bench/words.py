@@ -76,7 +76,7 @@ def noise(found: dict[str, Any]) -> str:
         return "Too few rounds to say how noisy the machine was."
     said = f"The same fixed work, done in each round, varied by {spread:.0%} (half of the rounds lie within that)"
     if spread > 0.15:
-        return f"{said}: the machine was busy with other things; trust the order, not the digits."
+        return f"{said}: the machine did not keep its pace; trust the order, not the digits."
     return f"{said}: the machine was quiet enough."
 
 
