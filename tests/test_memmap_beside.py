@@ -174,6 +174,21 @@ def test_a_column_that_is_missing_or_cut_is_an_error_to_readers_and_nothing_to_w
             assert_same(contents(found), wanted)
 
 
+@pytest.mark.parametrize("at", range(88, 152, 8))
+def test_damage_to_what_speaks_of_columns_is_noticed_by_readers_and_nothing_to_who_recovers(store, tmp_path, at):
+    consolidate(store)
+    wanted = contents(store)
+    left = tmp_path / "left"
+    shutil.copytree(store.directory, left)
+    journal = bytearray((left / "journal.redo").read_bytes())
+    journal[at] ^= 1
+    (left / "journal.redo").write_bytes(journal)
+    with pytest.raises(CorruptionError, match=r"journal\.redo: the header was damaged"):
+        aesg.open(f"memmap://{left}", "r")
+    with aesg.open(f"memmap://{left}") as found:
+        assert_same(contents(found), wanted)
+
+
 def test_columns_that_nobody_speaks_of_do_not_count(store):
     """As a kill right after a journal was begun or removed leaves them."""
     consolidate(store)

@@ -6,7 +6,8 @@ while applying leaves a whole entry: whoever opens the store for writing next ap
 is harmless because entries say what bytes are to be, not how to change them.
 
 The layout, little-endian: a header of 4096 bytes (magic, boot id, and three words that readers watch: the generation
-and offset of the newest entry, and the generation that has been applied; eight more are the backend's), then entries of
+and offset of the newest entry, and the generation that has been applied; seven more are the backend's, and an eighth is
+the crc32 of those), then entries of
 magic u32, crc32 u32 (of the rest), generation u64, length u64 and the payload, padded to 8 bytes. Entries are valid as
 far as magic, checksum and consecutive generations reach; after `restart` new ones overwrite the old, whose generations
 are lower: the chain ends.
@@ -36,7 +37,7 @@ _NUMBERS: Final = struct.Struct("<QQ")
 _HEADER_SIZE: Final = 4096
 _WORDS_AT: Final = 64
 _GENERATION, _OFFSET, _APPLIED = range(3)
-_MARKS: Final = 8
+_MARKS: Final = 7
 _ZEROS: Final = bytes(1 << 20)
 """What a synced journal grows by beyond a small entry: an fdatasync into blocks that exist costs half of one that
 allocates."""
@@ -46,6 +47,9 @@ _SMALL: Final = 1 << 16
 
 class Journal:
     """One journal file, open for writing or for watching.
+
+    Attributes:
+        version: That of the entries in the file.
 
     Args:
         path: The file.
@@ -68,7 +72,10 @@ class Journal:
         if create:
             # Under another name until the header is whole; and a new file, since a reader may have the old one mapped.
             magic = _MAGIC + b"%d" % version
-            replace_file(path, magic + bytes(8) + boot_id() + bytes(_HEADER_SIZE - 32), sync=sync)
+            words = np.zeros(3 + _MARKS + 1, "<u8")
+            words[-1] = zlib.crc32(words[3:-1].tobytes())
+            head = (magic + bytes(8) + boot_id()).ljust(_WORDS_AT, b"\0") + words.tobytes()
+            replace_file(path, head.ljust(_HEADER_SIZE, b"\0"), sync=sync)
         self._fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
         try:
             head = read_exactly(self._fd, _HEADER_SIZE, 0)
@@ -76,6 +83,7 @@ class Journal:
                 raise CorruptionError(f"{path}: not a journal: expected {_HEADER_SIZE} bytes beginning with {_MAGIC!r}")
             if head[7:8] not in [b"%d" % known for known in range(1, version + 1)]:
                 raise FormatVersionError(f"{path}: a journal of a newer version ({head[:8]!r})")
+            self.version = int(head[7:8])
             self._boot = head[16:32]
             access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
             self._map = mmap.mmap(self._fd, _HEADER_SIZE, access=access)
@@ -83,7 +91,7 @@ class Journal:
             os.close(self._fd)
             raise
         # Aligned words, each stored and loaded at once: a kill leaves the old value or the new one.
-        self._words: npt.NDArray[np.uint64] = np.ndarray((3 + _MARKS,), "<u8", self._map, _WORDS_AT)
+        self._words: npt.NDArray[np.uint64] = np.ndarray((3 + _MARKS + 1,), "<u8", self._map, _WORDS_AT)
         self._end = _HEADER_SIZE
         self._size = os.fstat(self._fd).st_size
         self.inode = os.fstat(self._fd).st_ino
@@ -149,12 +157,20 @@ class Journal:
         self._words[_OFFSET] = at
 
     def marks(self) -> list[int]:
-        """Eight numbers that the backend keeps in the header; 0 at first."""
-        return [int(word) for word in self._words[3:]]
+        """Seven numbers that the backend keeps in the header; 0 at first. To be read when nothing is `pending`.
+
+        Raises:
+            CorruptionError: They are not what was set.
+        """
+        marks = self._words[3:-1]
+        if zlib.crc32(marks.tobytes()) != int(self._words[-1]):
+            raise CorruptionError(f"{self.path}: the header was damaged: a checksum of {int(self._words[-1])} is wrong")
+        return marks.tolist()  # type: ignore[no-any-return]
 
     def set_marks(self, marks: Sequence[int]) -> None:
         """Set the first of those numbers. Not in the entries: a backend that recovers does without them."""
         self._words[3 : 3 + len(marks)] = marks
+        self._words[-1] = zlib.crc32(self._words[3:-1].tobytes())
 
     def mark_applied(self, generation: int) -> None:
         """Say that the files hold everything up to this generation."""

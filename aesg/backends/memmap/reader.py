@@ -76,7 +76,7 @@ class MemmapReader(MemmapStore):
         if journal.generation == self._opened.generation:
             return True
         files = self._opened.files
-        files.nodes.beside.follow(journal.marks()[: len(FIELDS)])
+        files.nodes.beside.follow(_beside(journal))
         self._opened.generation, self._opened.state = _newest(journal)
         state = self._opened.state
         files.nodes.count, files.edges.count = state.nodes, state.edges
@@ -121,7 +121,7 @@ class MemmapReader(MemmapStore):
                         return False
                     generation, state = _newest(journal)
                     self._opened = open_beside_writer(
-                        self.directory, meta.vector_dim, state, generation, journal.marks()[: len(FIELDS)]
+                        self.directory, meta.vector_dim, state, generation, _beside(journal)
                     )
                 self._is_open = True
                 self._opened.uuid = self._opened.uuid or f"0.3.0:{self.directory}"
@@ -204,6 +204,11 @@ def _watch(path: Path) -> Journal | None:
         return None
     except OSError as error:
         raise StorageError(f"opening {path}: {error.strerror}") from error
+
+
+def _beside(journal: Journal) -> list[int]:
+    """Rows of each column that lies beside the records."""
+    return journal.marks()[: len(FIELDS)] if journal.version >= redo.COLUMNS_BESIDE else [0] * len(FIELDS)
 
 
 def _newest(journal: Journal) -> tuple[int, State]:

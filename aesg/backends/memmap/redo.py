@@ -43,6 +43,8 @@ STATE_HEAD: Final = 1 << 14
 RANGE, COLUMN, RECORDS, SWAP, CELLS = range(1, 6)
 VERSION: Final = 3
 """Of a journal with such entries. 1 had no CELLS, 2 no columns beside the records, of which its header speaks."""
+COLUMNS_BESIDE: Final = 3
+"""The first version with those."""
 FILES: Final = (NODES, EDGES, EVENTS)
 COMPACTED: Final = ".compacted"
 """Suffix of the file that a compaction has ready."""
