@@ -157,15 +157,18 @@ def test_follow_shows_what_another_process_commits(scheme, tmp_path):
             store.events.append(event)
         command = [sys.executable, "-m", "aesg", "log", url, "--follow", "--json", "--limit", "1"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-            assert json.loads(child.stdout.readline())["type"] == "MERGE"
-            store.events.append(HISTORY[3])
-            assert json.loads(child.stdout.readline())["type"] == "SPLIT"
-            store.events.append(np.concatenate([HISTORY[4], HISTORY[5]]).astype(EVENT_DTYPE))
-            assert json.loads(child.stdout.readline())["type"] == "PRUNE"
-            assert json.loads(child.stdout.readline())["type"] == "CONSOLIDATE"
-            child.send_signal(signal.SIGINT)
-            assert child.wait(30) == 0
-            assert child.stderr.read() == ""
+            try:
+                assert json.loads(child.stdout.readline())["type"] == "MERGE"
+                store.events.append(HISTORY[3])
+                assert json.loads(child.stdout.readline())["type"] == "SPLIT"
+                store.events.append(np.concatenate([HISTORY[4], HISTORY[5]]).astype(EVENT_DTYPE))
+                assert json.loads(child.stdout.readline())["type"] == "PRUNE"
+                assert json.loads(child.stdout.readline())["type"] == "CONSOLIDATE"
+                child.send_signal(signal.SIGINT)
+                assert child.wait(30) == 0
+                assert child.stderr.read() == ""
+            finally:
+                child.kill()  # or the end of the block would wait for it
 
 
 def test_ctrl_c_elsewhere_is_130_without_a_traceback(tmp_path):
