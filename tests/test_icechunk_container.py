@@ -576,32 +576,31 @@ class TestDamage:
         writer.close()
         folder = tmp_path / "store"
         whole = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-        reader = subprocess.Popen(
-            [sys.executable, SUPPORT, "read"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, SUPPORT, "read"]
         rng, outcomes = random.Random(0), set()
-        for _ in range(DAMAGES):
-            path = rng.choice([path for path in whole if whole[path]])
-            data = bytearray(whole[path])
-            kind = rng.choice(["flip", "flip", "cut", "remove"])
-            if kind == "flip":
-                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-            elif kind == "cut":
-                del data[rng.randrange(len(data)) :]
-            path.unlink() if kind == "remove" else path.write_bytes(data)
-            reader.stdin.write(json.dumps([url, "r"]) + "\n")
-            reader.stdin.flush()
-            line = reader.stdout.readline()
-            assert line, f"{path} {kind}: the process died with {reader.wait()}"
-            found = json.loads(line)
-            assert "escaped" not in found, (path, kind, found)
-            # A bit that was flipped within a number is the store's to notice, by its checksum.
-            outcome = found.get("error") or ("whole" if found["same"] else "other values")
-            gone = kind == "remove" and path.name == "ref.json"
-            assert outcome in {"whole", "other values", "CorruptionError"} or gone, (path, kind, found)
-            outcomes.add(outcome)
-            path.write_bytes(whole[path])
-        reader.communicate()
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as reader:
+            for _ in range(DAMAGES):
+                path = rng.choice([path for path in whole if whole[path]])
+                data = bytearray(whole[path])
+                kind = rng.choice(["flip", "flip", "cut", "remove"])
+                if kind == "flip":
+                    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+                elif kind == "cut":
+                    del data[rng.randrange(len(data)) :]
+                path.unlink() if kind == "remove" else path.write_bytes(data)
+                reader.stdin.write(json.dumps([url, "r"]) + "\n")
+                reader.stdin.flush()
+                line = reader.stdout.readline()
+                assert line, f"{path} {kind}: the process died with {reader.wait()}"
+                found = json.loads(line)
+                assert "escaped" not in found, (path, kind, found)
+                # A bit that was flipped within a number is the store's to notice, by its checksum.
+                outcome = found.get("error") or ("whole" if found["same"] else "other values")
+                gone = kind == "remove" and path.name == "ref.json"
+                assert outcome in {"whole", "other values", "CorruptionError"} or gone, (path, kind, found)
+                outcomes.add(outcome)
+                path.write_bytes(whole[path])
+            reader.communicate()
         assert {"whole", "CorruptionError"} <= outcomes
 
     def test_a_repository_that_has_lost_its_branch_is_not_begun_anew(self, url, tmp_path):
@@ -622,6 +621,21 @@ class TestDamage:
                 aesg.open(url, mode, vector_dim=3)
         assert json.loads((tmp_path / "store/refs/branch.main/ref.json").read_text())["snapshot"] == tip
         assert store.closed
+
+    def test_a_root_that_has_lost_its_attributes_is_told_from_a_repository_of_somebody_else(self, url):
+        filled(url).close()
+        session = theirs(url).writable_session("main")
+        zarr.open_group(session.store, mode="r+").attrs.put({})
+        session.commit("as a bit that was flipped in their names leaves it")
+        for mode in "ar":
+            with pytest.raises(CorruptionError, match="lacks the attributes"):
+                aesg.open(url, mode, vector_dim=3)
+        session = theirs(url).writable_session("main")
+        zarr.create_group(session.store, overwrite=True)
+        session.commit("nothing of ours")
+        for mode in "ar":
+            with pytest.raises(InvalidInputError, match="something else"):
+                aesg.open(url, mode, vector_dim=3)
 
     def test_a_document_that_is_not_what_we_write(self, url, closing):
         writer = opened(url)

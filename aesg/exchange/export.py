@@ -91,10 +91,8 @@ def export(
         with open_for_copy(url) as store, steady(store) as still:
             digest = digest_of(GraphSource(still.graph), progress) if kind in READ_BACK else None
             meta = meta_of(still.graph, digest)
-            try:
-                _write(still.graph, meta, part, kind, progress, vectors)
-            finally:
-                still.check()  # when something went wrong, this is the likelier reason
+            _write(still.graph, meta, part, kind, progress, vectors)
+            still.check()
         size = _synced(part)
     return Exported(
         source=str(resolve(url)),

@@ -22,7 +22,7 @@ from aesg.backends.url import StoreURL
 from aesg.errors import AESGError, CapacityError, ConflictError, CorruptionError, InvalidInputError, MigrationError
 from aesg.migration.copying import EDGE_BYTES, GraphSource, Source, copy, give_back_memory, payload_bytes
 from aesg.migration.digest import ContentDigest, digest_of
-from aesg.migration.publishing import Unfinished, is_local, is_taken
+from aesg.migration.publishing import Unfinished, is_local, is_taken, taken
 from aesg.migration.steady import UNFINISHED, Steady, open_for_copy, steady
 from aesg.migration.thinning import Thinned
 from aesg.protocols import GraphStore, Progress
@@ -418,7 +418,7 @@ def _look(held: Steady, destination: Place, wishes: _Wishes, began: float) -> Mi
             _check_apart(held.store, parsed)
             final = parsed.local_path()
             if is_taken(final) and not wishes.overwrite:
-                raise MigrationError(f"{final} exists; choose another place, or say that it is to be replaced")
+                raise taken(final)
             needed, free = _room(url, source, final, there=0)
     not_carried = _not_carried(held.store, source, StoreURL.parse(url).scheme)
     report = _report(held, source, url, began, "", False, needed, free, not_carried)

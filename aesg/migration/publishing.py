@@ -117,7 +117,7 @@ class Unfinished:
         if not is_taken(self.final):
             return
         if not self._overwrite:
-            raise MigrationError(f"{self.final} exists; choose another place, or say that it is to be replaced")
+            raise taken(self.final)
         recognised = _is_recognised(self.final)
         try:
             registry.open(self.final if recognised else self.final_url).close()
@@ -213,6 +213,13 @@ class Unfinished:
                 self.discard()
         finally:
             self._lock.forget()  # the file is gone, or for the next to lock
+
+
+def taken(path: Path) -> MigrationError:
+    """What to raise where something is in the way."""
+    return MigrationError(
+        f"{path} exists; choose another place, or remove it (migrate and import can replace it: --overwrite)"
+    )
 
 
 def is_taken(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, Final
 from aesg.backends import registry
 from aesg.backends.files import os_errors
 from aesg.backends.url import StoreURL
-from aesg.errors import ConflictError, MigrationError
+from aesg.errors import AESGError, ConflictError, MigrationError
 from aesg.protocols import Graph, GraphStore
 from aesg.records import JSON
 
@@ -75,6 +75,7 @@ def steady(store: GraphStore) -> Iterator[Steady]:
 
     Raises:
         MigrationError: The store is a copy that was not finished.
+        ConflictError: Reading failed, and it was written to meanwhile, which is the likelier reason.
     """
     if UNFINISHED in store.attrs:
         raise MigrationError(f"{store.url}: a copy into this store was not finished; migrate again with resume=True")
@@ -82,7 +83,12 @@ def steady(store: GraphStore) -> Iterator[Steady]:
         with store.snapshot() as snapshot:
             yield Steady(store, snapshot, identity_of(store))
     else:
-        yield Steady(store, store, identity_of(store))
+        held = Steady(store, store, identity_of(store))
+        try:
+            yield held
+        except AESGError:
+            held.check()
+            raise
 
 
 def identity_of(store: GraphStore) -> dict[str, JSON]:

@@ -225,6 +225,10 @@ class IcechunkContainer(ArrayContainer):
                 run(self._store.exists(documents.ROOT))
         elif not documents.is_ours(data):
             documents.parse(data, self._place(documents.ROOT))
+            with _errors("opening", self.url):
+                has_nodes = run(self._store.exists(documents.document_key("nodes/id")))
+            if has_nodes:  # a snapshot has no checksum: a bit that was flipped in it may be one of an attribute's name
+                raise CorruptionError(f"{self._place(documents.ROOT)}: lacks the attributes of a store; restore it")
             raise InvalidInputError(f"{self.url}: the repository holds something else; give another path")
         super()._load_root()
 

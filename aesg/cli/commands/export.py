@@ -31,4 +31,6 @@ def export(
     if screen is None:
         print_json(found)
         return
+    digest = found.pop("digest")
     show_table(found.pop("file"), {**found, "seconds": round(done.seconds, 2)}, screen)
+    screen.print(digest, soft_wrap=True)  # a line of its own: it is as long as a terminal is wide

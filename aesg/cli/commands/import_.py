@@ -29,4 +29,6 @@ def import_(
     if screen is None:
         print_json(found)
         return
+    digest = found.pop("digest")
     show_table(found.pop("destination"), {**found, "seconds": round(done.seconds, 2)}, screen)
+    screen.print(digest, soft_wrap=True)  # a line of its own: it is as long as a terminal is wide
