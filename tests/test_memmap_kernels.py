@@ -278,6 +278,13 @@ def test_vectors_are_gathered_as_by_numpy(tmp_path, open_store, compiled, monkey
         assert found.dtype == np.float32
         assert np.array_equal(found, vectors[rows])
         found += 1  # the caller's own
+        several = store.nodes.read(rows, ["is_active", "region_id", "vector", "id"])
+        assert list(several) == ["is_active", "region_id", "vector", "id"]
+        assert np.array_equal(several["vector"], vectors[rows])
+        for name, values in several.items():
+            assert values.flags.aligned
+            assert values.flags.c_contiguous
+            assert np.array_equal(values, np.concatenate([chunk[name] for chunk in store.nodes.scan([name])])[rows])
         with store.transaction() as transaction:
             transaction.nodes.write([3], vector=np.zeros(dim))
             assert not transaction.nodes.read([3], ["vector"])["vector"].any()
@@ -290,10 +297,11 @@ def test_no_vector_is_gathered_from_outside_the_file(compiled, row):
     gather = compiled.gatherer(1)
     file = np.arange(5 * 24, dtype=np.uint8)
     out = np.empty(32, np.uint8)
-    gather(file, np.array([4, 0]), 24, 8, 16, out)
+    place, start = np.array([[8, 16]]), np.zeros(1, np.int64)
+    gather(file, np.array([4, 0]), 24, place, 0, start, out)
     assert out.tolist() == [*range(104, 120), *range(8, 24)]
     with pytest.raises(IndexError):
-        gather(file, np.array([0, row]), 24, 8, 16, out)
+        gather(file, np.array([0, row]), 24, place, 0, start, out)
 
 
 def test_the_gather_is_compiled_when_many_vectors_have_been_gathered():

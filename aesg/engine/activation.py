@@ -344,26 +344,31 @@ class _Spread:
 
     def _hop(self) -> Team[bool]:
         """Let every node fire that has something to pass on; False when none has."""
-        config, places = self._config, self._places
-        reached = places.active[self._frontier]
-        firing = reached if config.wavefront else places.active[: self._actives].copy()
-        passing = places.all["received" if config.wavefront else "energy"][firing]
-        places.all["received"][reached] = 0
-        some = passing >= config.firing_threshold if config.firing_threshold > 0 else passing > 0
-        if not some.all():
-            firing, passing = firing[some], passing[some]
-        if not len(firing):
-            return False
-        if len(self._directions) > 1:
-            by_lane = np.argsort(places.all["lane"][firing], kind="stable")
-            firing, passing = firing[by_lane], passing[by_lane]
-        yield from self._fire_and_arrive(firing, passing)
-        return True
+        config, places, lanes = self._config, self._places, len(self._directions)
+        most = len(self._frontier) if config.wavefront else self._actives
+        firing, rows, passing = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.float32)
+        n = LOOPS.get(kernels.ready, most)(
+            self._frontier,
+            config.wavefront,
+            np.float32(config.firing_threshold),
+            lanes,
+            places.all,
+            places.active,
+            self._actives,
+            firing,
+            passing,
+            rows,
+        )
+        if n:
+            yield from self._fire_and_arrive(firing[:n], rows[:n], passing[:n])
+        return bool(n)
 
-    def _fire_and_arrive(self, firing: Ints, passing: Floats) -> Team[None]:
+    def _fire_and_arrive(self, firing: Ints, rows: Rows, passing: Floats) -> Team[None]:
         config, places = self._config, self._places
-        adjacency, source, share = yield from self._edges_of(firing)
-        edges = int((adjacency.indptr[source + 1] - adjacency.indptr[source]).sum())
+        adjacency, source, share = yield from self._edges_of(firing, rows)
+        edges = len(adjacency.refs)
+        if len(self._directions) > 1:  # lanes that meet at a row share its edges
+            edges = int((adjacency.indptr[source + 1] - adjacency.indptr[source]).sum())
         places.reserve(edges)
         transfers, wanted = np.empty(edges, kernels.TRANSFER), np.empty(edges, np.int64)
         thresholds = np.float32(config.transfer_threshold), np.float32(config.arrival_threshold)
@@ -404,16 +409,16 @@ class _Spread:
             self._actives,
             reached,
         )
-        self._frontier = np.sort(reached[:reaches])
+        self._frontier = reached[:reaches]
         self._hops.append((transfers[:arrivals], adjacency.refs))
 
-    def _edges_of(self, firing: Ints) -> Team[tuple[Adjacency, Ints, Ints]]:
-        """The edges of what fires.
+    def _edges_of(self, firing: Ints, rows: Rows) -> Team[tuple[Adjacency, Ints, Ints]]:
+        """The edges of what fires: places, and their rows.
 
         Returns:
             An adjacency; whose edges in it each of `firing` [n] has; and how many of them it may use, int64 [n].
         """
-        rows, budget = self._places.all["row"][firing], self._config.max_hop_edges
+        budget = self._config.max_hop_edges
         if len(self._directions) == 1:
             share = max(1, budget // len(firing))
             # One more than may be used shows whether that is all.

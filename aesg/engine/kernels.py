@@ -129,6 +129,63 @@ def rehash(table: Array, places: Array, count: int) -> None:
         place_of(table, rows, lanes, place, lanes[place], rows[place])
 
 
+def ready(
+    frontier: Array,
+    wavefront: bool,
+    threshold: Any,
+    lanes: int,
+    places: Array,
+    active: Array,
+    actives: int,
+    firing: Array,
+    passing: Array,
+    firing_rows: Array,
+) -> int:
+    """Which active places fire now, lane by lane and in the order in which they became active.
+
+    Args:
+        frontier: int64, positions of the places where something arrived in the last step, in no order.
+        wavefront: Only those fire, and pass on what they received; else every active place does, all its energy.
+        threshold: float32, less is not passed on; with 0 whatever is more than that is.
+        lanes: How many there are.
+        places: `PLACE`; `received` is set to 0.
+        active: int64, the active places in the order in which they became active.
+        actives: How many.
+        firing: Out: int64, places.
+        passing: Out: float32, the energy that each passes on.
+        firing_rows: Out: int64, their rows.
+
+    Returns:
+        How many fire.
+    """
+    rows, lane_of, energy, received = places["row"], places["lane"], places["energy"], places["received"]
+    positions = np.sort(frontier) if wavefront else np.arange(actives)
+    n = 0
+    for i in range(len(positions)):
+        place = active[positions[i]]
+        passed = received[place] if wavefront else energy[place]
+        if passed > _ZERO and passed >= threshold:
+            firing[n] = place
+            n += 1
+    if lanes > 1:
+        ends = np.zeros(lanes + 1, np.int64)
+        for i in range(n):
+            ends[lane_of[firing[i]] + 1] += 1
+        for lane in range(lanes):
+            ends[lane + 1] += ends[lane]
+        found = firing[:n].copy()
+        for i in range(n):
+            lane = lane_of[found[i]]
+            firing[ends[lane]] = found[i]
+            ends[lane] += 1
+    for i in range(n):
+        passing[i] = received[firing[i]] if wavefront else energy[firing[i]]
+        firing_rows[i] = rows[firing[i]]
+    for i in range(len(frontier)):
+        received[active[frontier[i]]] = _ZERO
+    return n
+
+
 def fire(
     firing: Array,
     passing: Array,
@@ -343,6 +400,50 @@ def cosines(vectors: Array, which: Array, directions: Array, towards: Array, out
         directed[i] = has
 
 
+def rank(
+    rows: Array,
+    lanes: Array,
+    which: Array,
+    similarity: Array,
+    directed: Array,
+    is_active: Array,
+    least: Any,
+    best_rows: Array,
+    best: Array,
+    counts: Array,
+) -> None:
+    """The best candidates of each lane, by similarity, then by row.
+
+    Args:
+        rows: int64 [n], candidates, which may repeat.
+        lanes: int64 [n], whose each is.
+        which: int64 [n], where in `is_active` its row is.
+        similarity: float32 [n].
+        directed: bool [n], whether that means something.
+        is_active: uint8 [m], 0 for a row that is no candidate.
+        least: float32, a candidate is more similar than that.
+        best_rows: Out: int64 [lanes, k].
+        best: Out: float32 [lanes, k], their similarities.
+        counts: In, out: int64 [lanes], how many each lane has; zeros.
+    """
+    k = best.shape[1]
+    for i in range(len(rows)):
+        if not (similarity[i] > least and directed[i] and is_active[which[i]] != 0):
+            continue
+        lane, row, near = lanes[i], rows[i], similarity[i]
+        count = counts[lane]
+        at = count
+        while at > 0 and (best[lane, at - 1] < near or (best[lane, at - 1] == near and best_rows[lane, at - 1] > row)):
+            at -= 1
+        if at == k or (at > 0 and best[lane, at - 1] == near and best_rows[lane, at - 1] == row):
+            continue
+        stop = min(count + 1, k)
+        for to in range(stop - 1, at, -1):
+            best[lane, to], best_rows[lane, to] = best[lane, to - 1], best_rows[lane, to - 1]
+        best[lane, at], best_rows[lane, at] = near, row
+        counts[lane] = stop
+
+
 def arrive(
     sent_along: Array,
     dominant: Array,
@@ -530,16 +631,18 @@ def explain(vectors: Array, energies: Array, query: Array) -> float:
 def _signatures(types: Any) -> Sequence[Sequence[Any]]:
     i8, f4, f8, yes = types.int64, types.float32, types.float64, types.boolean
     ints, u4s, f4s = i8[::1], types.uint32[::1], f4[::1]
-    wide = f4[:, ::1]
+    wide, ints2 = f4[:, ::1], i8[:, ::1]
     places, transfers = records(PLACE), records(TRANSFER)
     adjacency = (ints, ints, f4s, f4s)
     firing = (ints, f4s, ints, ints)
     return (
         (places, f4, ints, places, ints),
         (ints, places, i8),
+        (ints, yes, f4, i8, places, ints, i8, ints, f4s, ints),
         (*firing, *adjacency, f8, f4, f4, yes, f4, f4, ints, places, i8, transfers, ints, yes[::1]),
         (ints, ints, wide, types.uint8[::1], u4s, wide, f4s, yes, places),
         (wide, ints, wide, ints, f4s, yes[::1]),
+        (ints, ints, ints, f4s, yes[::1], types.uint8[::1], f4, ints2, wide, ints),
         (transfers, u4s, yes, f4, f4, f4, yes, places, ints, i8, ints),
         (ints, ints, places, i8, yes, ints, ints, ints, ints, f4s, ints),
         (wide, f4s, f4s),
@@ -548,7 +651,7 @@ def _signatures(types: Any) -> Sequence[Sequence[Any]]:
 
 LOOPS: Final = Loops(
     "spreading activation",
-    (seed, rehash, fire, judge, cosines, arrive, choose, explain),
+    (seed, rehash, ready, fire, judge, cosines, rank, arrive, choose, explain),
     (place_of, cosine_of),
     _signatures,
     _PATIENCE,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -183,17 +182,14 @@ def _ranked(
     distinct, where = (rows, np.arange(len(rows))) if len(directions) == 1 else np.unique(rows, return_inverse=True)
     columns = graph.nodes.read(distinct, fields)
     similarity, directed = cosines(columns["vector"], where, directions, lanes)
-    order = np.lexsort((rows, -similarity, lanes))
-    good = similarity > min_similarity
-    if indexed:
-        good &= directed & (columns["is_active"] != 0)[where]
-    order = order[good[order]]
-    if indexed and len(order) > 1:
-        repeated = (rows[order[1:]] == rows[order[:-1]]) & (lanes[order[1:]] == lanes[order[:-1]])
-        order = order[np.concatenate([[True], ~repeated])]
-    ends = np.searchsorted(lanes[order], np.arange(len(directions) + 1)).tolist()
-    tops = (order[start:stop][:k] for start, stop in pairwise(ends))
-    return [Nearest(rows[top], similarity[top]) for top in tops]
+    if not indexed:
+        directed.fill(True)
+    is_active = columns["is_active"] if indexed else np.ones(len(distinct), np.uint8)
+    best_rows, best = np.empty((len(directions), k), np.int64), np.empty((len(directions), k), np.float32)
+    counts = np.zeros(len(directions), np.int64)
+    loop = LOOPS.get(kernels.rank, len(rows))
+    loop(rows, lanes, where, similarity, directed, is_active, np.float32(min_similarity), best_rows, best, counts)
+    return [Nearest(best_rows[i, :count], best[i, :count]) for i, count in enumerate(counts.tolist())]
 
 
 def _is_active(graph: Graph, chunk: Columns, first: int) -> npt.NDArray[np.uint8]:

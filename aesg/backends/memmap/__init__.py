@@ -8,9 +8,10 @@ from typing import Any, Final
 from aesg.backends.files import os_errors
 from aesg.backends.memmap.directory import recognises
 from aesg.backends.memmap.handle import promises
+from aesg.backends.memmap.lists import CACHE_BYTES
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.writer import MemmapWriter
-from aesg.backends.registry import Backend, Mode, Option, choice
+from aesg.backends.registry import Backend, Mode, Option, choice, size
 from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.protocols import Durability, GraphStore
@@ -19,11 +20,13 @@ from aesg.protocols import Durability, GraphStore
 def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[str, Any]) -> GraphStore:
     directory = url.local_path()
     durability = _durability(options)
+    cache_bytes = options.get("cache_bytes", CACHE_BYTES)
     query = {} if durability is Durability.PROCESS_CRASH else {"durability": durability.name.lower()}
+    query |= {} if cache_bytes == CACHE_BYTES else {"cache_bytes": str(cache_bytes)}
     canonical = str(StoreURL(url.scheme, "", str(directory), query))
     kind = MemmapReader if mode == "r" else MemmapWriter
     with os_errors("opening", directory):
-        return kind(canonical, directory, vector_dim, durability)
+        return kind(canonical, directory, vector_dim, durability, cache_bytes)
 
 
 def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
@@ -49,6 +52,9 @@ BACKEND: Final = Backend(
         "durability": Option(
             choice("process_crash", "power_loss"),
             "what a commit survives: process_crash (default) or power_loss (adds the syncs)",
-        )
+        ),
+        "cache_bytes": Option(
+            size(), "memory that edge lists which were walked may take, e.g. 256MiB; default 64MiB, 0 for none"
+        ),
     },
 )

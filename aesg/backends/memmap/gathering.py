@@ -1,4 +1,4 @@
-"""The gather of wide fields, compiled: each record is asked of the memory long before its turn to be copied.
+"""The gather of fields, compiled: each record is asked of the memory long before its turn to be copied.
 
 NumPy copies one record after the other and waits for each, as hardly any two are in one page. Here the processor is
 told of the records that come next, which takes a third to a half of the time away. What it takes for that, a prefetch
@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from aesg.records import Rows
 
 Bytes = npt.NDArray[np.uint8]
+Ints = npt.NDArray[np.int64]
 
 _AHEAD: Final = 16
 """Records that are under way at once."""
@@ -66,39 +67,46 @@ _prefetch: Any = intrinsic(_prefetching)
 _copy: Any = intrinsic(_copying)
 
 
-def gather(file: Bytes, rows: Rows, item: int, offset: int, width: int, out: Bytes) -> None:
-    """The `width` bytes at `offset` of records of `item` bytes, one after the other.
+def gather(file: Bytes, rows: Rows, item: int, places: Ints, first: int, starts: Ints, out: Bytes) -> None:
+    """Some fields of records of `item` bytes, one field after the other.
 
     Args:
         file: uint8, whole records.
         rows: int64 [n].
         item: Bytes of a record.
-        offset: Where in a record they are.
-        width: How many.
-        out: Out: uint8 [n * width].
+        places: int64 [fields, 2], where in a record a field is, and how wide.
+        first: So many rows of the same output are somebody else's, before these.
+        starts: int64 [fields], where in the output the values of each field begin.
+        out: Out: uint8.
 
     Raises:
         IndexError: A row that the file does not have.
     """
-    count = len(file) // item
+    records = len(file) // item
     for i in range(len(rows)):
-        if rows[i] < 0 or rows[i] >= count:
+        if rows[i] < 0 or rows[i] >= records:
             raise IndexError("a row outside the file")
     for i in range(len(rows) + _AHEAD):
         if i < len(rows):
-            at = rows[i] * item + offset
-            for byte in range(at, at + width, _LINE):
-                _prefetch(file, byte)
-            _prefetch(file, at + width - 1)
+            at = rows[i] * item
+            for field in range(len(places)):
+                begin, width = at + places[field, 0], places[field, 1]
+                for byte in range(begin, begin + width, _LINE):
+                    _prefetch(file, byte)
+                _prefetch(file, begin + width - 1)
         if i >= _AHEAD:
-            _copy(out, (i - _AHEAD) * width, file, rows[i - _AHEAD] * item + offset, width)
+            at = rows[i - _AHEAD] * item
+            for field in range(len(places)):
+                width = places[field, 1]
+                _copy(out, starts[field] + (first + i - _AHEAD) * width, file, at + places[field, 0], width)
 
 
 SIGNATURE: Final = (
     types.Array(types.uint8, 1, "C", readonly=True),
     types.Array(types.int64, 1, "C", readonly=True, aligned=False),
     types.int64,
+    types.int64[:, ::1],
     types.int64,
-    types.int64,
+    types.int64[::1],
     types.uint8[::1],
 )

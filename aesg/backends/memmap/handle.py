@@ -9,6 +9,7 @@ import numpy as np
 
 from aesg.backends.base import Store
 from aesg.backends.memmap.directory import Opened
+from aesg.backends.memmap.lists import ListCache
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import find_violations
 from aesg.backends.tables import Tables
@@ -50,10 +51,11 @@ class MemmapStore(Store):
 
     _opened: Opened
 
-    def __init__(self, url: str, directory: Path, durability: Durability, *, read_only: bool) -> None:
+    def __init__(self, url: str, directory: Path, durability: Durability, cache_bytes: int, *, read_only: bool) -> None:
         super().__init__(url, read_only=read_only)
         self.directory = directory
         self._durability = durability
+        self._lists = ListCache(cache_bytes)
 
     @property
     def uuid(self) -> str:
@@ -69,7 +71,7 @@ class MemmapStore(Store):
         return promises(self._durability)
 
     def _committed(self) -> Tables:
-        return MemmapTables.committed(self._opened.files, self._opened.state)
+        return MemmapTables.committed(self._opened.files, self._opened.state, self._lists)
 
     def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
         with self.reading() as tables:

@@ -123,7 +123,7 @@ class Loops:
         self.enter: Callable[..., None] | None = None
         self._ids_left = _IDS_AS_AN_EDGE * patience
         self._rows_left = _ROWS_AS_AN_EDGE * patience
-        self._gather: Callable[..., Array] | None = None
+        self._gather: Callable[..., None] | None = None
 
     def finder(self, ids: int) -> Callable[..., Rows] | None:
         """`find` for so many ids; None where that is not worth compiling yet, or cannot be compiled."""
@@ -133,7 +133,7 @@ class Loops:
                 self._load()
         return self.find
 
-    def gatherer(self, rows: int) -> Callable[..., Array] | None:
+    def gatherer(self, rows: int) -> Callable[..., None] | None:
         """`gathering.gather` for so many rows; None where that is not worth compiling yet, or cannot be compiled."""
         if self._patience < _UNLIMITED:
             self._rows_left -= rows

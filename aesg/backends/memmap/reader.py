@@ -45,8 +45,8 @@ _PATIENCE: Final = 10.0
 class MemmapReader(MemmapStore):
     """A handle that reads."""
 
-    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability) -> None:
-        super().__init__(url, directory, durability, read_only=True)
+    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int) -> None:
+        super().__init__(url, directory, durability, cache_bytes, read_only=True)
         self._journal: Journal | None = None
         self._meta_seen = (0, 0)
         # As strings: they are looked at in every call, and a Path costs more to join than the look.
@@ -76,6 +76,7 @@ class MemmapReader(MemmapStore):
         if journal.generation == self._opened.generation:
             return True
         files = self._opened.files
+        self._lists.clear()
         files.nodes.beside.follow(_beside(journal))
         self._opened.generation, self._opened.state = _newest(journal)
         state = self._opened.state
@@ -94,6 +95,7 @@ class MemmapReader(MemmapStore):
     def _try_open(self, dim: int | None) -> bool:
         """False when something moved meanwhile."""
         self._release()
+        self._lists.clear()
         if not has_store(self.directory):
             raise NotFoundError(f"{self.url}: there is no store; open it with mode='a' to create one")
         self._journal = _watch(self.directory / JOURNAL)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -35,6 +35,8 @@ _WORTH_A_THREAD: Final = 4096
 """Rows to gather that are worth waking a thread for."""
 _ROW_BYTES: Final = 8
 """What a cell takes beside its value."""
+_ALIGNED: Final = 8
+"""Where several fields are gathered, the values of each begin at a multiple of so many bytes."""
 _AT_ONCE: Final = 4096
 """Records that get several columns one after the other: those they lie in stay in a core's caches meanwhile."""
 
@@ -46,6 +48,9 @@ class Records(Protocol):
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
         """One field of rows: [n], the vector [n, D]."""
+
+    def gather_fields(self, fields: Sequence[str], rows: npt.NDArray[np.int64]) -> Columns:
+        """Several fields of rows: those of a record are fetched together."""
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         """One field of start:stop."""
@@ -73,6 +78,7 @@ class RecordFile:
         self.count = count
         self.beside = beside or Beside(path.parent, writable=False)  # of edges nothing ever lies beside
         self._may_lie_beside = beside is not None
+        self._places: dict[tuple[str, ...], npt.NDArray[np.int64]] = {}
         self._writable = writable
         self._items = {
             name: (np.dtype(f"V{kind.itemsize}") if kind.subdtype else kind, offset)
@@ -115,17 +121,8 @@ class RecordFile:
         return flat.view(item).reshape(len(values))
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
-        item, offset = self._items[field]
-        if item.kind == "V" and (compiled := LOOPS.gatherer(len(rows))) is not None:
-            width = item.itemsize
-            out = np.empty(len(rows) * width, np.uint8)
-
-            def copy(some: slice) -> None:
-                into = out[some.start * width : some.stop * width]
-                compiled(self._bytes, rows[some], self.dtype.itemsize, offset, width, into)
-
-            in_threads(copy, parts(len(rows), _WORTH_A_THREAD))
-            return self._typed(field, out)
+        if self._items[field][0].kind == "V" and (compiled := LOOPS.gatherer(len(rows))) is not None:
+            return self._together(compiled, (field,), rows)[field]
         column = self.beside.columns.get(field)
         if column is None:
             return self._typed(field, self.views[field][rows])
@@ -134,6 +131,36 @@ class RecordFile:
         found, known = self.views[field][rows], rows < len(column)
         found[known] = column[rows[known]]
         return found
+
+    def gather_fields(self, fields: Sequence[str], rows: npt.NDArray[np.int64]) -> Columns:
+        within = tuple(field for field in fields if field not in self.beside.columns)
+        compiled = LOOPS.gatherer(len(rows)) if len(within) > 1 else None
+        out = {} if compiled is None else self._together(compiled, within, rows)
+        return {field: out[field] if field in out else self.gather(field, rows) for field in fields}
+
+    def _together(self, compiled: Callable[..., None], fields: tuple[str, ...], rows: npt.NDArray[np.int64]) -> Columns:
+        """`gather_fields` of fields that lie in the records."""
+        places = self._places.get(fields)
+        if places is None:
+            found = [(offset, item.itemsize) for item, offset in map(self._items.__getitem__, fields)]
+            places = self._places[fields] = np.array(found, np.int64)
+        widths = places[:, 1].tolist()
+        count, item = len(rows), self.dtype.itemsize
+        begins, total = [], 0
+        for width in widths:
+            begins.append(total)
+            total += -(-count * width // _ALIGNED) * _ALIGNED
+        raw, starts = np.empty(total, np.uint8), np.array(begins, np.int64)
+        shares = parts(count, _WORTH_A_THREAD)
+        if len(shares) == 1:
+            compiled(self._bytes, rows, item, places, 0, starts, raw)
+        else:
+            in_threads(lambda some: compiled(self._bytes, rows[some], item, places, some.start, starts, raw), shares)
+        out: Columns = {}
+        for field, begin, width in zip(fields, begins, widths, strict=True):
+            values, kind = raw[begin : begin + count * width], self.dtype[field]
+            out[field] = values.view(kind) if kind.subdtype is None else self._typed(field, values)
+        return out
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         column = self.beside.columns.get(field)
@@ -396,13 +423,20 @@ class PendingRecords:
     # Reading
 
     def gather(self, field: str, rows: npt.NDArray[np.int64]) -> Array:
-        out = self.file.gather(field, rows)
+        return self._changed(field, rows, self.file.gather(field, rows))
+
+    def _changed(self, field: str, rows: npt.NDArray[np.int64], out: Array) -> Array:
+        """`out`, which has the field of rows, with what was changed of it."""
         if field in self._cells:
             self._cells[field].lay_over(out, rows)
         if field in self._columns:
             held = rows < self._filled[field]
             out[held] = self._columns[field][rows[held]]
         return out
+
+    def gather_fields(self, fields: Sequence[str], rows: npt.NDArray[np.int64]) -> Columns:
+        out = self.file.gather_fields(fields, rows)
+        return {field: self._changed(field, rows, values) for field, values in out.items()}
 
     def chunk(self, field: str, start: int, stop: int) -> Array:
         out = self.file.chunk(field, start, stop)

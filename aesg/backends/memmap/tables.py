@@ -23,6 +23,7 @@ from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.ids import IdIndex
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
 from aesg.backends.memmap.kernels import LOOPS, NO_OVERLAY, BrokenListError, Lists, Overlay, Source
+from aesg.backends.memmap.lists import ListCache
 from aesg.backends.memmap.table import CACHE_LINE, PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError
@@ -43,6 +44,8 @@ _WORTH_A_THREAD: Final = 1024
 """Lists to walk that are worth waking a thread for."""
 _IDS_A_THREAD: Final = 1 << 14
 """Ids to look up that are."""
+_UNLIMITED: Final = (1 << 63) - 1
+_NO_ROWS: Final[Rows] = np.empty(0, np.int64)
 _WRITERS: Final = 2
 """Threads that build and write new records. The system lets one at a time into the file, while the other builds."""
 
@@ -304,20 +307,30 @@ class MemmapTables(WritableTables):
 
     With `RecordFile`s these are the committed tables, which nobody writes to through this class; with
     `PendingRecords` they are a transaction's working state.
+
+    Args:
+        files: The store's.
+        nodes: See above.
+        edges: See above.
+        state: What the commit says, or is going to.
+        lists: Committed lists that are known; None in a working state, and where none are kept.
     """
 
-    def __init__(self, files: Files, nodes: Records, edges: Records, state: State) -> None:
+    def __init__(
+        self, files: Files, nodes: Records, edges: Records, state: State, lists: ListCache | None = None
+    ) -> None:
         self.files = files
         self.nodes = nodes
         self.edges = edges
         self.state = state
+        self.lists = lists
         self.vector_dim = files.dim
         self._ids = _KnownIds(files, nodes)
 
     @classmethod
-    def committed(cls, files: Files, state: State) -> MemmapTables:
+    def committed(cls, files: Files, state: State, lists: ListCache | None = None) -> MemmapTables:
         """The tables of the last commit."""
-        return cls(files, files.nodes, files.edges, state)
+        return cls(files, files.nodes, files.edges, state, lists)
 
     @classmethod
     def working(cls, files: Files, state: State) -> MemmapTables:
@@ -347,7 +360,9 @@ class MemmapTables(WritableTables):
     # Reading
 
     def read_nodes(self, rows: Rows, fields: Sequence[str]) -> Columns:
-        return {name: self.nodes.gather(name, rows) for name in fields}
+        if len(fields) == 1:
+            return {fields[0]: self.nodes.gather(fields[0], rows)}
+        return self.nodes.gather_fields(fields, rows)
 
     def node_chunk(self, start: int, stop: int, fields: Sequence[str]) -> Columns:
         if tuple(fields) == ("id",):
@@ -379,13 +394,29 @@ class MemmapTables(WritableTables):
         return np.concatenate(in_threads(lambda some: index.lookup(ids[some], self._ids, find), shares))
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        if self.lists is None or LOOPS.find is None:
+            return self._walked(rows, limit)
+        lists, most = self.lists, _UNLIMITED if limit is None else limit
+        lists.follow(self.files.edges.fd)
         shares = parts(len(rows), _WORTH_A_THREAD)
-        if len(shares) > 1 and not isinstance(self.edges, PendingRecords) and LOOPS.find is not None:
+        if len(shares) > 1:
             self.rows_of(np.empty(0, np.uint64))  # takes in what is new, which only one may do
-            return Adjacency.joined(in_threads(lambda some: self._out_edges(rows[some], limit), shares))
-        return self._out_edges(rows, limit)
 
-    def _out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        def find(some: slice) -> tuple[Adjacency, Rows, Adjacency | None]:
+            places, missing = lists.look_up(rows[some])
+            if not missing:
+                return lists.join(places, most, None), _NO_ROWS, None
+            far = rows[some] if missing == len(places) else rows[some][places < 0]
+            walked = self._walked(far, limit)
+            return walked if missing == len(places) else lists.join(places, most, walked), far, walked
+
+        found = in_threads(find, shares)
+        for _, far, walked in found:  # which only one may do
+            if walked is not None:
+                lists.keep(far, walked, most)
+        return found[0][0] if len(found) == 1 else Adjacency.joined([adjacency for adjacency, _, _ in found])
+
+    def _walked(self, rows: Rows, limit: int | None) -> Adjacency:
         lists = self._lists(rows, limit)
         values: Columns = {"weight": lists.weight, "confidence": lists.confidence, "use_count": lists.use_count}
         if isinstance(self.edges, PendingRecords):

@@ -65,8 +65,8 @@ _JOURNALED_TAIL: Final = 1 << 22
 class MemmapWriter(MemmapStore):
     """The one handle that writes. In a forked child it reads, through files of its own."""
 
-    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability) -> None:
-        super().__init__(url, directory, durability, read_only=False)
+    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int) -> None:
+        super().__init__(url, directory, durability, cache_bytes, read_only=False)
         self._sync = durability is Durability.POWER_LOSS
         self._child: MemmapReader | None = None
         if dim is None and not recognises(directory):
@@ -147,6 +147,8 @@ class MemmapWriter(MemmapStore):
             with commit_lock(self._opened.files.nodes.fd, exclusive=True):
                 self._journal.append(generation, [head, *parts])
                 happened = True
+                if edges.changed or nodes.has_changed("head_edge_idx"):
+                    self._lists.clear()
                 nodes.apply()
                 edges.apply()
                 self._journal.set_marks(self._opened.files.nodes.beside.rows())
@@ -300,6 +302,7 @@ class MemmapWriter(MemmapStore):
                 files.events.syncs_ahead = self._sync
                 beside.remove(self.directory)
                 self._opened = Opened(files, state, generation, self._opened.uuid)
+                self._lists.clear()
                 self._capacities = (files.nodes.capacity, files.edges.capacity)
                 if self._sync:
                     sync_directory(self.directory)
@@ -342,7 +345,7 @@ class MemmapWriter(MemmapStore):
                 return
             if self._child is None:
                 dim = self._opened.files.dim
-                self._child = MemmapReader(self.url, self.directory, dim, self._durability)
+                self._child = MemmapReader(self.url, self.directory, dim, self._durability, self._lists.nbytes)
             with self._child.reading() as tables:
                 self._opened = self._child._opened
                 yield tables

@@ -56,7 +56,7 @@ _BUFFER: Final = 32 << 20
 """Bytes of vectors that may wait in memory; when more do, the store is scanned until they are in."""
 _BUILD: Final = 8192
 """Rows that are read at once while an index is built."""
-_WIDE: Final = 4
+_WIDE: Final = 2
 """Candidates per row wanted: bfloat16 has them in a slightly different order than the store."""
 _DEAD: Final = 0.3
 """Share of removed or changed vectors from which on building anew is better."""
