@@ -43,6 +43,7 @@ class Loops:
         self._signatures = signatures
         self._patience = patience
         self._calls: dict[str, Callable[..., Any]] = {f.__name__: _quiet(f) for f in functions}
+        self._compiled = False
 
     def get(self, function: Callable[..., Any], steps: int) -> Callable[..., Any]:
         """The loop to call for one of `functions`, which is going to take so many steps."""
@@ -50,6 +51,13 @@ class Loops:
         if self._patience < 0:
             self._load()
         return self._calls[function.__name__]
+
+    def are_compiled(self, steps: int) -> bool:
+        """Whether they run compiled, for a caller who has another way until then; `steps` count as in `get`."""
+        self._patience -= steps
+        if self._patience < 0:
+            self._load()
+        return self._compiled
 
     def _load(self) -> None:
         """Go on with what is compiled, or without it for good."""
@@ -65,6 +73,7 @@ class Loops:
                 extending.register_jitable(helper)
             signatures = self._signatures(numba.types)
             self._calls = {f.__name__: compiled(f, s) for f, s in zip(self._functions, signatures, strict=True)}
+            self._compiled = True
         self._patience = _UNLIMITED  # last: until then other threads do not set out on a long way in plain Python
 
 

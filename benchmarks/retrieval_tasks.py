@@ -399,13 +399,18 @@ def open_as_published(url: str, dim: int) -> None:
     open_memories.append(AESGMemory(url, AESGConfig.preset("aesg-0.3", vector_dim=dim), mode="r").eval())
 
 
-def answer(queries: str, turn: int) -> dict[str, Any]:
-    """One query of a file: seconds and rows."""
-    memory, query = open_memories[-1], torch.from_numpy(np.array(made.load(queries)[turn]))
-    memory.reset_state()
-    start = time.perf_counter()
-    context = memory.retrieve(query)
-    return {"seconds": time.perf_counter() - start, "rows": [int(row) for row in context.activated_nodes]}
+def answer(queries: str, turn: int, count: int) -> dict[str, Any]:
+    """Queries of a file from number `turn` on: seconds of each, and the first one's rows."""
+    memory, asked = open_memories[-1], made.load(queries)
+    seconds, rows = [], []
+    for number in range(turn, turn + count):
+        query = torch.from_numpy(np.array(asked[number % len(asked)]))
+        memory.reset_state()
+        start = time.perf_counter()
+        context = memory.retrieve(query)
+        seconds.append(time.perf_counter() - start)
+        rows.append([int(row) for row in context.activated_nodes])
+    return {"seconds": seconds, "rows": rows[0]}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from aesg.config import AESGConfig
 from aesg.engine import kernels
 from aesg.engine.kernels import CAP, LOOPS
-from aesg.engine.seeds import Floats, Nearest, read, towards, units
+from aesg.engine.seeds import Floats, Nearest, distinct, read, towards, units
 from aesg.engine.teams import EdgesOf, NodesOf, Team, teams_of, together
 from aesg.protocols import Graph
 from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
@@ -336,8 +336,8 @@ class _Spread:
         if len(self._directions) == 1:  # a lane meets no row twice
             columns, begin = yield NodesOf(rows, fields)
             return columns, np.arange(begin, begin + len(rows))
-        distinct, where = np.unique(rows, return_inverse=True)
-        columns, begin = yield NodesOf(distinct, fields)
+        wanted, where = distinct(rows)
+        columns, begin = yield NodesOf(wanted, fields)
         return columns, where + begin
 
     # --- a hop
@@ -426,8 +426,8 @@ class _Spread:
             return found, np.arange(begin, begin + len(rows)), np.full(len(rows), share)
         lanes = self._places.all["lane"][firing]
         shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
-        distinct, source = np.unique(rows, return_inverse=True)
-        found, begin = yield EdgesOf(distinct, int(shares.max()) + 1)
+        wanted, source = distinct(rows)
+        found, begin = yield EdgesOf(wanted, int(shares.max()) + 1)
         return found, source + begin, shares
 
     # --- results

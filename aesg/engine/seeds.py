@@ -27,6 +27,8 @@ from aesg.threads import in_threads, parts
 
 _WORTH_A_THREAD: Final = 2048
 """Vectors to compare that are worth waking a thread for."""
+_BITS_OF_A_NUMBER: Final = 22
+"""With so many for its number in a list, a row may have 41."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +70,26 @@ def read(graph: Graph, rows: Rows, fields: Sequence[str]) -> Columns:
     """`graph.nodes.read`, asking for each row once and in ascending order, as stores like it best."""
     if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
         return graph.nodes.read(rows, fields)
-    distinct, where = np.unique(rows, return_inverse=True)
-    return {name: column[where] for name, column in graph.nodes.read(distinct, fields).items()}
+    wanted, where = distinct(rows)
+    return {name: column[where] for name, column in graph.nodes.read(wanted, fields).items()}
+
+
+def distinct(rows: Rows) -> tuple[Rows, npt.NDArray[np.int64]]:
+    """Distinct rows, ascending, and where each of `rows` [n] is among them: `np.unique` in half the time."""
+    bits = len(rows).bit_length()
+    if not 0 < bits <= _BITS_OF_A_NUMBER:
+        found, where = np.unique(rows, return_inverse=True)
+        return found, where
+    # Row and number fit one integer, and those are sorted several times as fast as by argsort.
+    keys = (rows << bits) | np.arange(len(rows))
+    keys.sort()
+    ordered = keys >> bits
+    new = np.empty(len(rows), np.bool_)
+    new[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    where = np.empty(len(rows), np.int64)
+    where[keys & ((1 << bits) - 1)] = np.cumsum(new) - 1
+    return ordered[new], where
 
 
 def nearest(
@@ -179,12 +199,12 @@ def _ranked(
     """
     fields = ["vector", "is_active"] if indexed else ["vector"]
     # Stores like rows best in ascending order and each but once; in one lane hardly any repeats.
-    distinct, where = (rows, np.arange(len(rows))) if len(directions) == 1 else np.unique(rows, return_inverse=True)
-    columns = graph.nodes.read(distinct, fields)
+    wanted, where = (rows, np.arange(len(rows))) if len(directions) == 1 else distinct(rows)
+    columns = graph.nodes.read(wanted, fields)
     similarity, directed = cosines(columns["vector"], where, directions, lanes)
     if not indexed:
         directed.fill(True)
-    is_active = columns["is_active"] if indexed else np.ones(len(distinct), np.uint8)
+    is_active = columns["is_active"] if indexed else np.ones(len(wanted), np.uint8)
     best_rows, best = np.empty((len(directions), k), np.int64), np.empty((len(directions), k), np.float32)
     counts = np.zeros(len(directions), np.int64)
     loop = LOOPS.get(kernels.rank, len(rows))
@@ -199,4 +219,4 @@ def _is_active(graph: Graph, chunk: Columns, first: int) -> npt.NDArray[np.uint8
     return graph.nodes.read(np.arange(first, first + len(chunk["vector"])), ["is_active"])["is_active"]
 
 
-__all__ = ["Floats", "Nearest", "cosines", "exact", "nearest", "read", "towards", "units"]
+__all__ = ["Floats", "Nearest", "cosines", "distinct", "exact", "nearest", "read", "towards", "units"]

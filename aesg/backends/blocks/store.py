@@ -31,6 +31,7 @@ from aesg.backends.blocks.rewrite import Spool, compacted
 from aesg.backends.blocks.tables import EDGES, EVENTS, BlockTables, GraphState, Table, node_kind
 from aesg.backends.blocks.verify import find_violations
 from aesg.backends.ids import IdIndex
+from aesg.backends.lists import ListCache
 from aesg.backends.tables import Tables, WritableTables
 from aesg.errors import (
     CapacityError,
@@ -65,6 +66,7 @@ class BlockStore(Store):
         vector_dim: Length of the vectors; None takes what the store has.
         read_only: Refuse writes.
         cache_bytes: How much memory blocks may take, if the container's blocks take any.
+        lists_bytes: How much edge lists that were read may take; half of that when None.
 
     Raises:
         NotFoundError: It reads only, and there is no store.
@@ -81,10 +83,12 @@ class BlockStore(Store):
         vector_dim: int | None,
         read_only: bool,
         cache_bytes: int = CACHE_BYTES,
+        lists_bytes: int | None = None,
     ) -> None:
         super().__init__(url, read_only=read_only)
         self._container = container
         self._cache_bytes = cache_bytes
+        self._lists = ListCache(cache_bytes // 2 if lists_bytes is None else lists_bytes)
         self._pid = os.getpid()
         self._merged: tuple[str, int] | None = None
         self._loading = False
@@ -151,6 +155,7 @@ class BlockStore(Store):
         self._dim = head["vector_dim"]
         self._layout = layout.columns(self._dim, head["block_bytes"])
         merged = (head["uuid"], head["merge"])
+        self._lists.clear()
         if merged == self._merged:
             if self._container.resident:
                 self._columns.forget_blocks()  # they are views of what the container's last view saw
@@ -244,11 +249,13 @@ class BlockStore(Store):
     def capabilities(self) -> Capabilities:
         return self._container.capabilities
 
-    def _tables(self, state: GraphState, columns: BlockColumns, *, writable: bool = False) -> BlockTables:
-        return BlockTables(state, columns, self._ids, self._dim, writable=writable)
+    def _tables(
+        self, state: GraphState, columns: BlockColumns, *, writable: bool = False, lists: ListCache | None = None
+    ) -> BlockTables:
+        return BlockTables(state, columns, self._ids, self._dim, writable=writable, lists=lists)
 
     def _committed(self) -> Tables:
-        return self._tables(self._state, self._columns)
+        return self._tables(self._state, self._columns, lists=self._lists)
 
     def _begin(self) -> WritableTables:
         self._check_process()
@@ -261,6 +268,8 @@ class BlockStore(Store):
         assert isinstance(tables, BlockTables)
         if not tables.changed:
             return
+        if tables.edges.changed:
+            self._lists.clear()
         patched = sum(len(p) for t in (tables.nodes, tables.edges) for p in (*t.own, *t.state.patches))
         size = _changed_bytes(tables)
         blocks = self._log.blocks + size // LOG_BLOCK + 1
@@ -363,6 +372,7 @@ class BlockStore(Store):
 
     def _compact(self, min_confidence: float) -> Rows:
         self._check_process()
+        self._lists.clear()
         tables = self._tables(self._state, self._columns)
         with Spool(self._container.scratch) as spool:
             made, row_map, runs = compacted(tables, min_confidence, spool)

@@ -22,6 +22,7 @@ from aesg.backends.blocks.columns import BlockColumns
 from aesg.backends.blocks.container import Block
 from aesg.backends.blocks.pending import Fields, Patches, Tail
 from aesg.backends.ids import IdIndex
+from aesg.backends.lists import ListCache
 from aesg.backends.tables import WritableTables
 from aesg.records import JSON, Adjacency, Columns, Refs, Rows
 
@@ -368,11 +369,20 @@ class BlockTables(WritableTables):
         ids: The id index, shared by all tables of a store.
         vector_dim: Length of the vectors.
         writable: Whether they are written to.
+        lists: Edge lists of that commit that were read; None where none are kept.
     """
 
     def __init__(
-        self, state: GraphState, columns: BlockColumns, ids: IdIndex, vector_dim: int, *, writable: bool
+        self,
+        state: GraphState,
+        columns: BlockColumns,
+        ids: IdIndex,
+        vector_dim: int,
+        *,
+        writable: bool,
+        lists: ListCache | None = None,
     ) -> None:
+        self.lists = lists
         self.vector_dim = vector_dim
         self.state = state
         self.columns = columns
@@ -453,12 +463,17 @@ class BlockTables(WritableTables):
         return out
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
+        if self.lists is None or not self.lists.is_of_use(len(rows)):
+            return self._read_lists(rows, limit)
+        return self.lists.out_edges(rows, limit, lambda some: self._read_lists(some, limit), in_many_threads=False)
+
+    def _read_lists(self, rows: Rows, limit: int | None) -> Adjacency:
         starts, counts = self._sorted_ranges(rows)
         self._bring_up_runs()
         looked_for = counts if limit is None else np.minimum(counts, limit)
         found = self._sorted_edges(records.ranges(starts, looked_for))
         if limit is not None and found["removed"].any() and (looked_for < counts).any():
-            return self.out_edges(rows, None)  # further back there may be edges to take the place of removed ones
+            return self._read_lists(rows, None)  # further back there may be edges to take the place of removed ones
         counts = looked_for
         if self.runs:
             found, counts = self._with_runs(rows, counts, found)

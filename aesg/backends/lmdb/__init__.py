@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aesg.backends.files import os_errors, writers_kept_out
+from aesg.backends.lists import CACHE_BYTES, CACHE_OPTION
 from aesg.backends.registry import Backend, Mode, Option, size
 from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
@@ -33,6 +34,8 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     directory = url.local_path()
     sync, map_size = options.get("sync", True), options.get("map_size", DEFAULT_MAP_SIZE)
     query = ({} if sync else {"sync": "false"}) | ({} if map_size == DEFAULT_MAP_SIZE else {"map_size": str(map_size)})
+    cache_bytes = options.get("cache_bytes", CACHE_BYTES)
+    query |= {} if cache_bytes == CACHE_BYTES else {"cache_bytes": str(cache_bytes)}
     canonical = str(StoreURL(url.scheme, "", str(directory), query))
     with os_errors("opening", directory):
         data = directory / DATA
@@ -46,7 +49,7 @@ def _open(url: StoreURL, mode: Mode, vector_dim: int | None, options: Mapping[st
     from aesg.backends.lmdb.container import LmdbContainer
 
     container = LmdbContainer(canonical, directory, promises(options), writing=mode == "a", map_size=map_size)
-    return BlockStore(canonical, container, vector_dim=vector_dim, read_only=mode == "r")
+    return BlockStore(canonical, container, vector_dim=vector_dim, read_only=mode == "r", lists_bytes=cache_bytes)
 
 
 def _salvage(url: StoreURL, vector_dim: int | None, options: Mapping[str, Any]) -> Wreck:
@@ -113,5 +116,6 @@ BACKEND: Final = Backend(
         "map_size": Option(
             size(1 << 20, (1 << 47) - 1), "limit of the file's size, e.g. 8GiB; default: as much as the disk holds"
         ),
+        "cache_bytes": CACHE_OPTION,
     },
 )

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aesg.backends.files import os_errors
+from aesg.backends.lists import CACHE_BYTES, CACHE_OPTION
 from aesg.backends.memmap.directory import recognises
 from aesg.backends.memmap.handle import promises
-from aesg.backends.memmap.lists import CACHE_BYTES
 from aesg.backends.memmap.reader import MemmapReader
 from aesg.backends.memmap.writer import MemmapWriter
-from aesg.backends.registry import Backend, Mode, Option, choice, size
+from aesg.backends.registry import Backend, Mode, Option, choice
 from aesg.backends.salvage import Wreck
 from aesg.backends.url import StoreURL
 from aesg.protocols import Durability, GraphStore
@@ -53,8 +53,6 @@ BACKEND: Final = Backend(
             choice("process_crash", "power_loss"),
             "what a commit survives: process_crash (default) or power_loss (adds the syncs)",
         ),
-        "cache_bytes": Option(
-            size(), "memory that edge lists which were walked may take, e.g. 256MiB; default 64MiB, 0 for none"
-        ),
+        "cache_bytes": CACHE_OPTION,
     },
 )

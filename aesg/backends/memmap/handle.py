@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from aesg.backends.base import Store
+from aesg.backends.lists import ListCache
 from aesg.backends.memmap.directory import Opened
-from aesg.backends.memmap.lists import ListCache
 from aesg.backends.memmap.tables import MemmapTables
 from aesg.backends.memmap.verify import find_violations
 from aesg.backends.tables import Tables
@@ -25,6 +27,9 @@ from aesg.protocols import (
     Violation,
     Writers,
 )
+
+_LOOK: Final = 0.1
+"""Seconds between two looks at the file of edges, each of which takes as long as a tenth of a hop."""
 
 
 def promises(durability: Durability) -> Capabilities:
@@ -56,6 +61,7 @@ class MemmapStore(Store):
         self.directory = directory
         self._durability = durability
         self._lists = ListCache(cache_bytes)
+        self._looked, self._edges_seen = 0.0, (0, 0)
 
     @property
     def uuid(self) -> str:
@@ -71,7 +77,17 @@ class MemmapStore(Store):
         return promises(self._durability)
 
     def _committed(self) -> Tables:
+        self._look_at_edges()
         return MemmapTables.committed(self._opened.files, self._opened.state, self._lists)
+
+    def _look_at_edges(self) -> None:
+        """Forget what was read if the file was written to: 0.3.0 does so too, which knows nothing of commits."""
+        if (now := time.monotonic()) - self._looked > _LOOK:
+            status = os.fstat(self._opened.files.edges.fd)
+            found = status.st_ino, status.st_mtime_ns
+            if found != self._edges_seen:
+                self._lists.clear()
+            self._looked, self._edges_seen = now, found
 
     def verify(self, *, deep: bool = True, progress: Progress | None = None) -> list[Violation]:
         with self.reading() as tables:

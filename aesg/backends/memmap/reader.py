@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from aesg.backends.files import WriterLock, commit_lock, os_errors
 from aesg.backends.journal import Journal
+from aesg.backends.lists import CACHE_BYTES
 from aesg.backends.memmap import beside, redo
 from aesg.backends.memmap.beside import FIELDS
 from aesg.backends.memmap.directory import (
@@ -45,7 +46,14 @@ _PATIENCE: Final = 10.0
 class MemmapReader(MemmapStore):
     """A handle that reads."""
 
-    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        directory: Path,
+        dim: int | None,
+        durability: Durability,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         super().__init__(url, directory, durability, cache_bytes, read_only=True)
         self._journal: Journal | None = None
         self._meta_seen = (0, 0)

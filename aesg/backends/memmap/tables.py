@@ -21,9 +21,9 @@ import numpy.typing as npt
 from aesg import records
 from aesg.backends.files import os_errors, read_exactly, sync_data, write_all
 from aesg.backends.ids import IdIndex
+from aesg.backends.lists import ListCache
 from aesg.backends.memmap.format import EDGE_DTYPE, END, REMOVED
 from aesg.backends.memmap.kernels import LOOPS, NO_OVERLAY, BrokenListError, Lists, Overlay, Source
-from aesg.backends.memmap.lists import ListCache
 from aesg.backends.memmap.table import CACHE_LINE, PendingRecords, RecordFile, Records
 from aesg.backends.tables import WritableTables
 from aesg.errors import CorruptionError
@@ -40,12 +40,9 @@ _SYNCED_AHEAD: Final = 1 << 22
 """Bytes of events that are worth a sync of their own."""
 _ID_BYTES: Final = 16
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
-_WORTH_A_THREAD: Final = 1024
-"""Lists to walk that are worth waking a thread for."""
 _IDS_A_THREAD: Final = 1 << 14
 """Ids to look up that are."""
-_UNLIMITED: Final = (1 << 63) - 1
-_NO_ROWS: Final[Rows] = np.empty(0, np.int64)
+_NO_IDS: Final[Ids] = np.empty(0, np.uint64)
 _WRITERS: Final = 2
 """Threads that build and write new records. The system lets one at a time into the file, while the other builds."""
 
@@ -394,27 +391,10 @@ class MemmapTables(WritableTables):
         return np.concatenate(in_threads(lambda some: index.lookup(ids[some], self._ids, find), shares))
 
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
-        if self.lists is None or LOOPS.find is None:
+        if self.lists is None or LOOPS.find is None or not self.lists.is_of_use(len(rows)):
             return self._walked(rows, limit)
-        lists, most = self.lists, _UNLIMITED if limit is None else limit
-        lists.follow(self.files.edges.fd)
-        shares = parts(len(rows), _WORTH_A_THREAD)
-        if len(shares) > 1:
-            self.rows_of(np.empty(0, np.uint64))  # takes in what is new, which only one may do
-
-        def find(some: slice) -> tuple[Adjacency, Rows, Adjacency | None]:
-            places, missing = lists.look_up(rows[some])
-            if not missing:
-                return lists.join(places, most, None), _NO_ROWS, None
-            far = rows[some] if missing == len(places) else rows[some][places < 0]
-            walked = self._walked(far, limit)
-            return walked if missing == len(places) else lists.join(places, most, walked), far, walked
-
-        found = in_threads(find, shares)
-        for _, far, walked in found:  # which only one may do
-            if walked is not None:
-                lists.keep(far, walked, most)
-        return found[0][0] if len(found) == 1 else Adjacency.joined([adjacency for adjacency, _, _ in found])
+        self.rows_of(_NO_IDS)  # takes in what is new, which only one may do
+        return self.lists.out_edges(rows, limit, lambda some: self._walked(some, limit), in_many_threads=True)
 
     def _walked(self, rows: Rows, limit: int | None) -> Adjacency:
         lists = self._lists(rows, limit)

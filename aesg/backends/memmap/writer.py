@@ -24,6 +24,7 @@ import numpy as np
 from aesg.backends.files import WriterLock, commit_lock, os_errors, sync_directory
 from aesg.backends.ids import IdIndex
 from aesg.backends.journal import Journal
+from aesg.backends.lists import CACHE_BYTES
 from aesg.backends.memmap import beside, redo
 from aesg.backends.memmap.compact import write_compacted
 from aesg.backends.memmap.directory import (
@@ -65,7 +66,14 @@ _JOURNALED_TAIL: Final = 1 << 22
 class MemmapWriter(MemmapStore):
     """The one handle that writes. In a forked child it reads, through files of its own."""
 
-    def __init__(self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        directory: Path,
+        dim: int | None,
+        durability: Durability,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
         super().__init__(url, directory, durability, cache_bytes, read_only=False)
         self._sync = durability is Durability.POWER_LOSS
         self._child: MemmapReader | None = None

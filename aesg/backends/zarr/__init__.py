@@ -130,7 +130,9 @@ def _durability(options: Mapping[str, Any]) -> Durability:
     return Durability[str(options.get("durability", "process_crash")).upper()]
 
 
-CACHE_OPTION: Final = Option(size(), "memory that blocks may take, e.g. 64MiB; default 256MiB")
+CACHE_OPTION: Final = Option(
+    size(), "memory that blocks may take, e.g. 64MiB; default 256MiB; edge lists that were read take half as much again"
+)
 
 BACKEND: Final = Backend(
     scheme="zarr",

@@ -1,29 +1,31 @@
-"""Edge lists that were walked, kept side by side.
+"""Edge lists that were read, kept side by side.
 
-The records of one list lie all over the file, each says where the next one is, and the row of its target has to be
-looked up by id. That takes ten times as long as to read the same edges from where they lie together, most of it for the
-processor to find out where in memory so many pages are. So the lists that were walked last are kept in a ring of
-bounded size, in large pages where the system has them; the oldest give way. Only committed lists are kept, and all of
-them are forgotten when a commit changes any.
+Where a store has the edges of a row they lie scattered: in memmap each record says where the next one is, and the row
+of its target has to be looked up by id; in blocks every field lies somewhere else. To read the same edges from where
+they lie together takes a fraction of the time, most of which the processor needs to find out where in memory so many
+pages are. So the lists that were read last are kept in a ring of bounded size, in large pages where the system has
+them; the oldest give way. Only committed lists are kept, and all of them are forgotten when a commit changes any.
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from aesg.backends.registry import Option, size
 from aesg.jit import Loops, records
 from aesg.records import Adjacency, Rows
+from aesg.threads import in_threads, parts
 
 Array: TypeAlias = npt.NDArray[Any]
 
 CACHE_BYTES: Final = 1 << 27
+CACHE_OPTION: Final = Option(size(), "memory that edge lists which were read may take, e.g. 64MiB; default 128MiB")
 
 EDGE: Final = np.dtype(
     [
@@ -44,18 +46,18 @@ _EDGES_A_SLOT: Final = 8
 _WAYS: Final = 8
 """Slots in which a row's list may be noted: they lie in two cache lines."""
 _SLOT_BYTES: Final = 16
-_LOOK: Final = 0.1
-"""Seconds between two looks at the file, each of which takes as long as a tenth of a hop."""
 _MOST: Final = 1 << 32
 """Refs of 32 bits are kept only; rows have no more."""
 _ROW_HASH: Final = np.int64(-7046029254386353131)  # 2**64 / golden ratio
 _PATIENCE: Final = 1 << 14
+"""Rows that are read without it, before what is compiled is loaded."""
+_UNLIMITED: Final = (1 << 63) - 1
+_WORTH_A_THREAD: Final = 1024
+"""Lists to read that are worth waking a thread for."""
 
 
 class ListCache:
-    """The edges of rows, as they were when they were last walked.
-
-    Not to be used by several threads at once, but for `look_up` and `join` while nobody does anything else.
+    """The edges of rows, as they were when they were last read. Not to be used by several threads at once.
 
     Args:
         nbytes: How much memory it may take.
@@ -68,58 +70,66 @@ class ListCache:
         self._ring = np.empty(0, EDGE)
         self._slots = np.empty((0, 2), np.int64)  # row + 1, position << _LENGTH_BITS | length
         self._bounds = np.zeros(2, np.int64)  # what lies before the first position was overwritten; the next position
-        self._file = (0, 0)
-        self._looked = 0.0
-
-    def follow(self, fd: int) -> None:
-        """Forget everything if the file of edges was written to: 0.3.0 does so too, which knows nothing of commits."""
-        if (now := time.monotonic()) - self._looked > _LOOK:
-            self._looked, status = now, os.fstat(fd)
-            if (file := (status.st_ino, status.st_mtime_ns)) != self._file:
-                self._file = file
-                self.clear()
 
     def clear(self) -> None:
         """Forget everything."""
         self._bounds[:] = self._bounds[1] + 1  # one further: an empty list may have been noted at the next position
 
-    def look_up(self, rows: Rows) -> tuple[Rows, int]:
-        """Where the lists of rows are, int64 [n], for `join`; and how many are not here."""
+    def is_of_use(self, rows: int) -> bool:
+        """Whether so many rows are worth it: not before the loops are compiled."""
+        return self._longest > 0 and LOOPS.are_compiled(rows)
+
+    def out_edges(
+        self, rows: Rows, limit: int | None, read: Callable[[Rows], Adjacency], *, in_many_threads: bool
+    ) -> Adjacency:
+        """The edges of rows.
+
+        Args:
+            rows: int64 [n].
+            limit: At most so many of each row, the first ones; None for all.
+            read: Reads the lists that are not here; cut already.
+            in_many_threads: Whether several threads may read at once.
+        """
+        most = _UNLIMITED if limit is None else limit
+
+        def find(some: slice) -> tuple[Adjacency, Rows, Adjacency | None]:
+            places, missing = self._look_up(rows[some])
+            if not missing:
+                return self._join(places, most, None), _NO_INTS, None
+            absent = rows[some] if missing == len(places) else rows[some][places < 0]
+            others = read(absent)
+            return others if missing == len(places) else self._join(places, most, others), absent, others
+
+        shares = parts(len(rows), _WORTH_A_THREAD) if in_many_threads else [slice(0, len(rows))]
+        found = in_threads(find, shares)
+        for _, absent, others in found:  # which only one may do
+            if others is not None:
+                self._keep(absent, others, most)
+        return found[0][0] if len(found) == 1 else Adjacency.joined([edges for edges, _, _ in found])
+
+    def _look_up(self, rows: Rows) -> tuple[Rows, int]:
+        """Where the lists of rows are, int64 [n], for `_join`; and how many are not here."""
         places = np.empty(len(rows), np.int64)
         if not len(self._slots):
             places.fill(_MISSING)
             return places, len(rows)
-        missing = _LOOPS.get(find, len(rows))(rows, self._slots, self._bounds, self._room, places)
+        missing = LOOPS.get(find, len(rows))(rows, self._slots, self._bounds, self._room, places)
         return places, missing
 
-    def join(self, places: Rows, most: int, walked: Adjacency | None) -> Adjacency:
-        """The edges of all rows.
+    def _join(self, places: Rows, most: int, others: Adjacency | None) -> Adjacency:
+        """The edges of all rows, at most `most` of each; `others` are those that are not here, in their order."""
+        others = _NOTHING if others is None else others
+        loop = LOOPS.get(join, 8 * len(places) + len(others.refs))
+        return Adjacency(*loop(places, most, self._ring, *_arrays(others)))
 
-        Args:
-            places: From `look_up`.
-            most: At most so many of each row.
-            walked: The lists that are not here, in their order, cut already; None where there are none.
-        """
-        other = _NOTHING if walked is None else walked
-        loop = _LOOPS.get(join, 8 * len(places) + len(other.refs))
-        return Adjacency(*loop(places, most, self._ring, *_arrays(other)))
-
-    def keep(self, rows: Rows, walked: Adjacency, most: int) -> None:
-        """Remember lists that were walked.
-
-        Args:
-            rows: int64 [n].
-            walked: Their edges, at most `most` each: a list of that length may go on, and is not kept.
-            most: See there.
-        """
-        if self._longest < 1:
-            return
+    def _keep(self, rows: Rows, edges: Adjacency, most: int) -> None:
+        """Remember lists that were read; one of `most` edges may go on, and is not kept."""
         if not len(self._slots):
             self._ring = _in_large_pages(self._room * EDGE.itemsize).view(EDGE)
             slots = _WAYS << (self._room // _EDGES_A_SLOT // _WAYS).bit_length()
             self._slots = _in_large_pages(slots * _SLOT_BYTES).view(np.int64).reshape(-1, 2)
-        loop, longest = _LOOPS.get(keep, len(walked.refs)), min(self._longest, most - 1)
-        loop(rows, longest, self._slots, self._bounds, self._ring, *_arrays(walked))
+        loop, longest = LOOPS.get(keep, len(edges.refs)), min(self._longest, most - 1)
+        loop(rows, longest, self._slots, self._bounds, self._ring, *_arrays(edges))
 
 
 def _arrays(edges: Adjacency) -> tuple[Array, ...]:
@@ -128,10 +138,11 @@ def _arrays(edges: Adjacency) -> tuple[Array, ...]:
 
 def _in_large_pages(nbytes: int) -> npt.NDArray[np.uint8]:
     """Zeros that take memory where they are touched, some megabytes at a time where the system can."""
-    mapping = mmap.mmap(-1, nbytes)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without large pages
-            mapping.madvise(mmap.MADV_HUGEPAGE)
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return np.zeros(nbytes, np.uint8)
+    mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not a forked child's too
+    with suppress(OSError):  # a kernel without large pages
+        mapping.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(mapping, np.uint8)
 
 
@@ -144,7 +155,7 @@ def first_slot(slots: Array, row: int) -> int:
 
 
 def find(rows: Array, slots: Array, bounds: Array, room: int, places: Array) -> int:
-    """See `ListCache.look_up`.
+    """Where the lists of rows are.
 
     Args:
         rows: int64 [n].
@@ -178,7 +189,18 @@ def join(
     other_confidence: Array,
     other_count: Array,
 ) -> tuple[Array, Array, Array, Array, Array, Array]:
-    """See `ListCache.join`; `ring` is of `EDGE`.
+    """The edges of rows: from the ring, and of those whose place is missing from the others, in their order.
+
+    Args:
+        places: int64 [n], see `find`.
+        most: At most so many of each row.
+        ring: `EDGE`.
+        other_indptr: int64 [missing + 1], with the rest the other edges, cut already.
+        other_ref: int64.
+        other_target: int64.
+        other_weight: float32.
+        other_confidence: float32.
+        other_count: uint32.
 
     Returns:
         The arrays of an `Adjacency`.
@@ -230,7 +252,7 @@ def keep(
     confidence: Array,
     count: Array,
 ) -> None:
-    """See `ListCache.keep`. Lists with an edge to a node that is not there are left out: it may come.
+    """Put lists into the ring. Those with an edge to a node that is not there are left out: it may come.
 
     Args:
         rows: int64 [n].
@@ -290,4 +312,4 @@ def _signatures(types: Any) -> list[tuple[Any, ...]]:
 _NO_INTS: Final = np.empty(0, np.int64)
 _NO_FLOATS: Final = np.empty(0, np.float32)
 _NOTHING: Final = Adjacency(np.zeros(1, np.int64), _NO_INTS, _NO_INTS, _NO_FLOATS, _NO_FLOATS, np.empty(0, np.uint32))
-_LOOPS: Final = Loops("the walk of edges", (find, join, keep), (first_slot,), _signatures, _PATIENCE)
+LOOPS: Final = Loops("the reading of edges", (find, join, keep), (first_slot,), _signatures, _PATIENCE)
