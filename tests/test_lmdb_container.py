@@ -1049,7 +1049,7 @@ def test_options_and_what_they_promise(tmp_path):
     with aesg.open(f"lmdb://{tmp_path}/two", map_size=1 << 30, sync=False) as store:
         assert store.attrs["a"] == 1
     assert promises({"sync": "x"}).snapshots
-    for wrong in ("sync=yes", "sync=1", "map_size=lots", "map_size=12", "map_size=-1", "map_size=8GB", "cache_bytes=5"):
+    for wrong in ("sync=yes", "sync=1", "map_size=lots", "map_size=12", "map_size=-1", "map_size=8GB", "cache_bytes=x"):
         with pytest.raises(InvalidInputError):
             aesg.open(f"lmdb://{tmp_path}/one?{wrong}")
 

@@ -33,7 +33,11 @@ def as_array(given: npt.ArrayLike, what: str, url: str) -> npt.NDArray[Any]:
 def positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDArray[np.int64]:
     """`given` as int64 [n] within [0, count)."""
     array = as_array(given, f"{what}s", url)
-    if array.dtype.kind not in "iu":
+    if array.dtype == np.int64 and array.ndim == 1 and array.flags.c_contiguous:  # as the engine's always are
+        # As unsigned numbers those below 0 are larger than any row: one look instead of two.
+        if not array.size or int(np.maximum.reduce(array.view(np.uint64))) < count:
+            return array
+    elif array.dtype.kind not in "iu":
         if array.size:
             raise InvalidInputError(f"{url}: {what}s must be integers, not {array.dtype}")
         array = array.astype(np.int64)
@@ -41,8 +45,7 @@ def positions(given: npt.ArrayLike, what: str, count: int, url: str) -> npt.NDAr
         array = array.reshape(1)
     if array.ndim != 1:
         raise InvalidInputError(f"{url}: {what}s must be one-dimensional, not of shape {array.shape}")
-    if array.size and (array.dtype != np.int64 or int(np.maximum.reduce(array.view(np.uint64))) >= count):
-        # As unsigned numbers those below 0 are larger than any row: one look instead of two.
+    if array.size:
         low, high = int(array.min()), int(array.max())
         if low < 0 or high >= count:
             bad = low if low < 0 else high

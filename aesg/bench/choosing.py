@@ -44,8 +44,12 @@ EDGE: Final[Mapping[str, int]] = {"memmap": 36, "lmdb": 87, "zarr": 58, "icechun
 """Scheme → bytes of an edge on disk: one record, or an entry in each of two orders and in what waits to be merged."""
 PROCESS: Final = 300 << 20
 """Bytes of memory of a process with torch, before it opens anything."""
-CACHE: Final = 64 << 20
-"""Bytes of what a store keeps of its files, at most."""
+LISTS: Final = 128 << 20
+"""Bytes of edge lists that were read, at most …"""
+LISTED_EDGE: Final = 22
+"""… and of an edge among them."""
+CHUNKS: Final[Mapping[str, int]] = {"zarr": 256 << 20, "icechunk": 256 << 20}
+"""Scheme → bytes of chunks that are kept decoded, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -397,7 +401,8 @@ def _sizes(scheme: str, demands: Demands) -> tuple[int | None, int]:
         return 0, PROCESS + 2 * held + index  # twice while it commits
     edge = EDGE.get(scheme)
     disk = None if edge is None else demands.nodes * (NODE + 4 * demands.dim) + demands.edges * edge + index
-    return disk, PROCESS + CACHE + index
+    kept = min(LISTS, demands.edges * LISTED_EDGE) + min(CHUNKS.get(scheme, 0), disk or 0)
+    return disk, PROCESS + kept + index
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate | None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -300,8 +300,8 @@ class _Spread:
         if not total:
             return
         seeds = np.empty(total, kernels.PLACE)
-        seeds["lane"], seeds["row"] = np.repeat(lanes, counts), np.concatenate(rows)
-        seeds["energy"] = np.concatenate(energies)
+        seeds["lane"] = lanes[0] if len(lanes) == 1 else np.repeat(lanes, counts)
+        seeds["row"], seeds["energy"] = _joined(rows), _joined(energies)
         yield from self._judge(np.arange(total), seeds)
         if any(kinds):
             kind, energy = np.repeat(kinds, counts), seeds["energy"]
@@ -437,7 +437,7 @@ class _Spread:
         config, places, lanes = self._config, self._places, len(self._directions)
         place, rows, energy, ends = self._chosen()
         columns, where = yield from self._read(rows, ("id", "vector"))
-        lane = np.repeat(np.arange(lanes), np.diff(ends))
+        lane = np.zeros(len(rows), np.int64) if lanes == 1 else np.repeat(np.arange(lanes), np.diff(ends))
         cosine, directed = np.empty(len(rows), np.float32), np.empty(len(rows), np.bool_)
         loop = LOOPS.get(kernels.cosines, len(rows) * self._directions.shape[1])
         loop(columns["vector"], where, self._directions, lane, cosine, directed)
@@ -564,6 +564,10 @@ _AS_IT_IS, _GATED, _IF_ACTIVE = range(3)
 _NO_ROWS: Final[Rows] = np.empty(0, np.int64)
 _NO_VECTORS: Final[Vectors] = np.empty((0, 0), np.float32)
 _NOTHING: Final = Energies(_NO_ROWS, np.empty(0, np.float32))
+
+
+def _joined(arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _in_set_order(rows: Rows) -> Rows:
