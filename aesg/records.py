@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 """Vectors, float32 [n, D]."""
 Columns: TypeAlias = dict[str, npt.NDArray[Any]]
 """Field name → array; all arrays have the same length."""
+_Number = TypeVar("_Number", bound=np.number)
 JSON: TypeAlias = bool | int | float | str | list["JSON"] | dict[str, "JSON"] | None
 
 NODE_FIELDS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -225,3 +226,32 @@ def ranges(starts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> npt.
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
     return np.repeat(starts - (ends - counts), counts) + np.arange(total, dtype=np.int64)
+
+
+def distinct(values: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """Distinct values, ascending: `np.unique`, which for integers takes fifty times as long since NumPy 2.3."""
+    ordered = np.sort(values, axis=None)
+    return ordered[_begins(ordered)]
+
+
+def numbered(values: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Distinct values from 0 up, ascending, and where each of `values` [n] is among them: in half of NumPy's time."""
+    bits = len(values).bit_length()
+    if not len(values) or int(values.max()) >> (63 - bits):
+        found, where = np.unique(values, return_inverse=True)
+        return found, where
+    # Value and position fit one integer, and those are sorted several times as fast as by argsort.
+    keys = (values << bits) | np.arange(len(values))
+    keys.sort()
+    ordered = keys >> bits
+    new = _begins(ordered)
+    where = np.empty(len(values), np.int64)
+    where[keys & ((1 << bits) - 1)] = np.cumsum(new) - 1
+    return ordered[new], where
+
+
+def _begins(ordered: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Which of ascending values are the first of their kind."""
+    new = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return new

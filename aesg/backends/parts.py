@@ -174,7 +174,7 @@ class Edges:
     def remove(self, refs: npt.ArrayLike) -> None:
         with self._view.writing() as tables:
             where = self._present(refs, tables)
-            if len(np.unique(where)) != len(where):
+            if len(records.distinct(where)) != len(where):
                 raise NotFoundError(f"{self._view.url}: an edge is to be removed twice")
             if len(where):
                 tables.remove_edges(where)

@@ -16,6 +16,7 @@ from aesg.bench.data import FRONTIER, LANES, ROWS, Burst, Floats, Ints, digest
 from aesg.bench.machine import calibration
 from aesg.bench.plan import WORKLOADS
 from aesg.protocols import Durability
+from aesg.records import distinct
 
 BLOCK = 65_024
 """Bytes of a value of LMDB that fill whole pages."""
@@ -75,7 +76,7 @@ class Limits:
 
         def hop(call: int) -> list[Any]:
             first = walk(rows[call])
-            second = walk(np.unique(first[2]))
+            second = walk(distinct(first[2]))
             return [first[0], first[2], first[3], second[0], second[2], second[3]]
 
         return _calls(calls, hop)

@@ -25,7 +25,7 @@ from aesg.bench.plan import PARTS, WORKLOADS
 from aesg.config import AESGConfig
 from aesg.memory.controller import AESGMemory
 from aesg.protocols import GraphStore
-from aesg.records import NodeBatch
+from aesg.records import NodeBatch, distinct
 
 CLOSE: Final = 4
 """Digits in which energies are compared: the order of a sum is a backend's own business."""
@@ -187,7 +187,7 @@ class Worker:
 
         def hop(call: int) -> list[npt.NDArray[Any]]:
             first = store.edges.out_edges(rows[call])
-            second = store.edges.out_edges(np.unique(first.target_rows))
+            second = store.edges.out_edges(distinct(first.target_rows))
             return [first.indptr, first.target_rows, first.weight, second.indptr, second.target_rows, second.weight]
 
         return _calls(calls, hop)

@@ -25,10 +25,10 @@ import numpy.typing as npt
 from aesg.config import AESGConfig
 from aesg.engine import kernels
 from aesg.engine.kernels import CAP, LOOPS
-from aesg.engine.seeds import Floats, Nearest, distinct, read, towards, units
+from aesg.engine.seeds import Floats, Nearest, read, towards, units
 from aesg.engine.teams import EdgesOf, NodesOf, Team, teams_of, together
 from aesg.protocols import Graph
-from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors
+from aesg.records import Adjacency, Columns, Ids, Refs, Rows, Vectors, distinct, numbered
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 _Hop: TypeAlias = tuple[npt.NDArray[np.void], Refs]
@@ -336,7 +336,7 @@ class _Spread:
         if len(self._directions) == 1:  # a lane meets no row twice
             columns, begin = yield NodesOf(rows, fields)
             return columns, np.arange(begin, begin + len(rows))
-        wanted, where = distinct(rows)
+        wanted, where = numbered(rows)
         columns, begin = yield NodesOf(wanted, fields)
         return columns, where + begin
 
@@ -426,7 +426,7 @@ class _Spread:
             return found, np.arange(begin, begin + len(rows)), np.full(len(rows), share)
         lanes = self._places.all["lane"][firing]
         shares = np.maximum(1, budget // np.maximum(1, np.bincount(lanes, minlength=len(self._directions))))[lanes]
-        wanted, source = distinct(rows)
+        wanted, source = numbered(rows)
         found, begin = yield EdgesOf(wanted, int(shares.max()) + 1)
         return found, source + begin, shares
 
@@ -530,7 +530,7 @@ class _Transfers:
         returned[-1] = False
         carried = returned[to]
         if self._lanes == 1:
-            return [Travelled(paths, np.unique(refs[carried]))]
+            return [Travelled(paths, distinct(refs[carried]))]
         lane = self._lane_of[to]
         order = np.argsort(lane, kind="stable")
         bounds = np.arange(self._lanes + 1)
@@ -539,7 +539,7 @@ class _Transfers:
         order = np.argsort(lane, kind="stable")
         refs, ref_ends = refs[order], np.searchsorted(lane[order], bounds)
         return [
-            Travelled(paths[path_ends[i] : path_ends[i + 1]], np.unique(refs[ref_ends[i] : ref_ends[i + 1]]))
+            Travelled(paths[path_ends[i] : path_ends[i + 1]], distinct(refs[ref_ends[i] : ref_ends[i + 1]]))
             for i in range(self._lanes)
         ]
 

@@ -22,13 +22,11 @@ from aesg.engine.lengths import Lengths
 from aesg.engine.scan import Floats, Scan, reciprocals, units
 from aesg.errors import NotFoundError
 from aesg.protocols import Graph
-from aesg.records import Columns, Rows, Vectors
+from aesg.records import Columns, Rows, Vectors, numbered
 from aesg.threads import in_threads, parts
 
 _WORTH_A_THREAD: Final = 2048
 """Vectors to compare that are worth waking a thread for."""
-_BITS_OF_A_NUMBER: Final = 22
-"""With so many for its number in a list, a row may have 41."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +68,8 @@ def read(graph: Graph, rows: Rows, fields: Sequence[str]) -> Columns:
     """`graph.nodes.read`, asking for each row once and in ascending order, as stores like it best."""
     if len(rows) < 2 or bool((rows[1:] > rows[:-1]).all()):
         return graph.nodes.read(rows, fields)
-    wanted, where = distinct(rows)
+    wanted, where = numbered(rows)
     return {name: column[where] for name, column in graph.nodes.read(wanted, fields).items()}
-
-
-def distinct(rows: Rows) -> tuple[Rows, npt.NDArray[np.int64]]:
-    """Distinct rows, ascending, and where each of `rows` [n] is among them: `np.unique` in half the time."""
-    bits = len(rows).bit_length()
-    if not 0 < bits <= _BITS_OF_A_NUMBER:
-        found, where = np.unique(rows, return_inverse=True)
-        return found, where
-    # Row and number fit one integer, and those are sorted several times as fast as by argsort.
-    keys = (rows << bits) | np.arange(len(rows))
-    keys.sort()
-    ordered = keys >> bits
-    new = np.empty(len(rows), np.bool_)
-    new[0] = True
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
-    where = np.empty(len(rows), np.int64)
-    where[keys & ((1 << bits) - 1)] = np.cumsum(new) - 1
-    return ordered[new], where
 
 
 def nearest(
@@ -199,7 +179,7 @@ def _ranked(
     """
     fields = ["vector", "is_active"] if indexed else ["vector"]
     # Stores like rows best in ascending order and each but once; in one lane hardly any repeats.
-    wanted, where = (rows, np.arange(len(rows))) if len(directions) == 1 else distinct(rows)
+    wanted, where = (rows, np.arange(len(rows))) if len(directions) == 1 else numbered(rows)
     columns = graph.nodes.read(wanted, fields)
     similarity, directed = cosines(columns["vector"], where, directions, lanes)
     if not indexed:
@@ -219,4 +199,4 @@ def _is_active(graph: Graph, chunk: Columns, first: int) -> npt.NDArray[np.uint8
     return graph.nodes.read(np.arange(first, first + len(chunk["vector"])), ["is_active"])["is_active"]
 
 
-__all__ = ["Floats", "Nearest", "cosines", "distinct", "exact", "nearest", "read", "towards", "units"]
+__all__ = ["Floats", "Nearest", "cosines", "exact", "nearest", "read", "towards", "units"]

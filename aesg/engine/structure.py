@@ -18,7 +18,19 @@ from aesg.config import AESGConfig
 from aesg.engine.seeds import cosines, read, units
 from aesg.errors import InvalidInputError
 from aesg.protocols import Graph
-from aesg.records import NODE_DEFAULTS, NODE_FIELDS, EventType, NodeBatch, Rows, Vectors, events, new_ids, now, ranges
+from aesg.records import (
+    NODE_DEFAULTS,
+    NODE_FIELDS,
+    EventType,
+    NodeBatch,
+    Rows,
+    Vectors,
+    distinct,
+    events,
+    new_ids,
+    now,
+    ranges,
+)
 
 FIXED: Final = 1.0
 """Stability from which on a concept keeps its identity: it is never merged or split."""
@@ -213,7 +225,7 @@ def _redirect(graph: Graph, keep: Rows, gone: Rows) -> None:
     strength = edges["weight"].astype(np.float64) * edges["confidence"]
     fit = fit[np.lexsort((-strength[fit], pair[fit]))]
     fit = np.sort(fit[np.unique(pair[fit], return_index=True)[1]])
-    starts = np.unique(sources[fit])
+    starts = distinct(sources[fit])
     adjacency = graph.edges.out_edges(starts)
     there = np.repeat(starts, adjacency.degrees) * len(becomes) + adjacency.target_rows
     fit = fit[~np.isin(pair[fit], there[adjacency.target_rows >= 0])]
@@ -350,7 +362,7 @@ def _merge_alike(graph: Graph, threshold: float) -> None:
     for chunk in graph.edges.scan(["source_row", "target_row"], max(256, _PAIRS // graph.vector_dim)):
         source, target = chunk["source_row"], chunk["target_row"]
         good = (target >= 0) & (source != target) & plastic[source] & plastic[target]
-        pairs = np.unique(np.minimum(source, target)[good] * size + np.maximum(source, target)[good])
+        pairs = distinct(np.minimum(source, target)[good] * size + np.maximum(source, target)[good])
         older, younger = np.divmod(pairs, size)
         one, two = (read(graph, rows, ["vector"])["vector"] for rows in (older, younger))
         each = np.arange(len(one))
@@ -392,13 +404,13 @@ def _abstract_pairs(graph: Graph, config: AESGConfig) -> None:
         often = chunk["use_count"] >= config.coactivation_threshold_create
         good = often & (target >= 0) & (source != target) & active[source] & active[target]
         parts.append(np.minimum(source, target)[good] * size + np.maximum(source, target)[good])
-    pairs = np.unique(np.concatenate(parts))
+    pairs = distinct(np.concatenate(parts))
     if not len(pairs):
         return
     one, two = np.divmod(pairs, size)
     log = graph.events.read()
     abstract = graph.nodes.rows_of(log["id1"][(log["type"] == EventType.CREATE) & (log["val"] > 1)])
-    abstract = np.unique(abstract[abstract >= 0])
+    abstract = distinct(abstract[abstract >= 0])
     room = graph.edges.degrees(one) < config.max_edges_per_node
     room &= graph.edges.degrees(two) < config.max_edges_per_node
     room &= ~np.isin(one, abstract) & ~np.isin(two, abstract)

@@ -14,7 +14,7 @@ from aesg.backends.files import os_errors
 from aesg.errors import AESGError, CorruptionError, InvalidInputError, UnsupportedError
 from aesg.exchange.layout import CHUNK_BYTES, TABLES, Meta, Table, edge_chunks, event_chunks, node_chunks
 from aesg.protocols import Graph, Progress
-from aesg.records import Columns
+from aesg.records import Columns, distinct
 
 META: Final = "meta.json"
 Kind: TypeAlias = Literal["parquet", "arrow"]
@@ -168,7 +168,7 @@ class ArrowTables:
             raise InvalidInputError(f"{place}: row {row} has no value")
         kind = column.type
         if pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind):
-            lengths = np.unique(np.asarray(column.value_lengths()))
+            lengths = distinct(np.asarray(column.value_lengths()))
             if len(lengths) > 1:
                 raise InvalidInputError(f"{place}: vectors of {' and '.join(map(str, lengths[:2]))} numbers")
             flat = column.flatten()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from aesg.backends.blocks.container import Block, BlockContainer, Column, Key
 from aesg.backends.blocks.layout import CHECKSUMS
 from aesg.errors import CorruptionError
-from aesg.records import Rows
+from aesg.records import Rows, distinct
 from aesg.threads import in_threads, parts
 
 _ADDRESSES: Final = 1 << 47
@@ -178,8 +178,8 @@ class BlockColumns:
             loaded.used[numbers] = self._tick
         at = loaded.offsets.take(numbers)
         if int(at.min()) == _ABSENT:
-            missing = np.unique(numbers[at == _ABSENT])
-            if self._limit is not None and len(np.unique(numbers)) * column.block_rows * column.row_bytes > self._limit:
+            missing = distinct(numbers[at == _ABSENT])
+            if self._limit is not None and len(distinct(numbers)) * column.block_rows * column.row_bytes > self._limit:
                 return self._gather_in_turns(loaded, rows, numbers)
             for number in missing.tolist():
                 self._load(loaded, number)

@@ -15,7 +15,7 @@ from aesg.backends.blocks.container import Block, Key
 from aesg.backends.blocks.layout import CHECKSUMS, LOG
 from aesg.backends.blocks.sorting import sorted_edges
 from aesg.backends.blocks.tables import EDGES, BlockTables, GraphState, Table
-from aesg.records import Refs
+from aesg.records import Refs, distinct
 
 _FEW: Final = 32
 """Changed edges are looked up one by one while they are fewer than one in so many."""
@@ -88,7 +88,7 @@ def _put_table(table: Table, made: Merge) -> None:
         changed = {*table.replaced.get(name, {})}
         for group in (*state.patches, *table.own):
             if name in group.fields and len(group):
-                changed.update(np.unique(group.rows // size).tolist())
+                changed.update(distinct(group.rows // size).tolist())
         touched = set(changed)
         if table.count > state.merged:
             touched.update(range(state.merged // size, column.blocks(table.count)))
@@ -128,7 +128,7 @@ def _update_sorted(tables: BlockTables, made: Merge) -> None:
     edges, columns = tables.edges, tables.columns
     length = columns.rows("out/ref")
     changed = [group.rows for group in (*edges.state.patches, *edges.own) if len(group)]
-    refs = np.unique(np.concatenate([np.empty(0, np.int64), *changed]))
+    refs = distinct(np.concatenate([np.empty(0, np.int64), *changed]))
     refs = refs[refs < made.sorted_edges]
     everywhere = set(edges.replaced)
     if len(refs) * _FEW > length:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from aesg.records import Columns, Rows
+from aesg.records import Columns, Rows, distinct
 
 Fields = Mapping[str, tuple[np.dtype[Any], int | None]]
 """Field → dtype and width (None for scalars)."""
@@ -129,8 +129,7 @@ class Patches:
         """Set fields of rows (of a row given twice the last counts); `current` reads what the other fields have."""
         if not len(rows):
             return
-        distinct = np.unique(rows)
-        lacking = np.array([row for row in distinct.tolist() if row not in self._slots], np.int64)
+        lacking = np.array([row for row in distinct(rows).tolist() if row not in self._slots], np.int64)
         if len(lacking):
             others = [name for name in self.fields if name not in columns]
             given = current(lacking, others) if others else {}

@@ -198,7 +198,7 @@ class Table:
     def _replace(self, values: npt.NDArray[Any], name: str, rows: Rows) -> None:
         size = self.block_rows(name)
         numbers = rows // size
-        for number in np.unique(numbers).tolist():
+        for number in records.distinct(numbers).tolist():
             block = self.replaced[name].get(number)
             if block is not None:
                 where = np.flatnonzero(numbers == number)

@@ -522,7 +522,7 @@ class MemmapTables(WritableTables):
 
     def remove_edges(self, refs: Refs) -> None:
         rows = self.rows_of(self.edges.gather("source_id", refs))
-        sources = np.unique(rows[rows >= 0])
+        sources = records.distinct(rows[rows >= 0])
         found = self._lists(sources)
         indptr, lists = found.indptr, found.refs
         owner = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))

@@ -33,7 +33,7 @@ from aesg.engine.scan import LOOP, SPARE, Floats, Scan, reciprocals, units
 from aesg.engine.seeds import Nearest, exact, nearest
 from aesg.errors import AESGError, ReadOnlyError, StorageError
 from aesg.protocols import Graph, GraphStore, Progress, Transaction, Writers
-from aesg.records import Rows, Vectors
+from aesg.records import Rows, Vectors, distinct
 from aesg.threads import cores
 
 Kind = Literal["auto", "exact", "hnsw"]
@@ -589,7 +589,7 @@ class SeedIndex:
     def _directions(self, count: int) -> Vectors:
         """Directions to ask for: near to some rows that can seed, the same ones each time."""
         rows, rng = len(self._store.nodes), np.random.default_rng(0)
-        some = np.unique(rng.integers(0, max(1, rows), count if rows else 0))
+        some = distinct(rng.integers(0, max(1, rows), count if rows else 0))
         columns = self._store.nodes.read(some, ["vector", "is_active"])
         directions = units(columns["vector"][columns["is_active"] != 0])
         directions = directions[directions.any(axis=1)]
