@@ -84,7 +84,8 @@ def _age_and_prune(graph: Graph, config: AESGConfig) -> tuple[int, Rows]:
     found = graph.nodes.transform(ageing, reads, ["is_active", "age", "relevance"], returns)
     active, pruned = int(found["active"].sum()), found["pruned"]
     if active > config.max_concepts:
-        surplus = np.setdiff1d(_least(found["standing"], active - config.max_concepts), pruned)
+        least = np.sort(_least(found["standing"], active - config.max_concepts))
+        surplus = least[~np.isin(least, pruned)]
         graph.nodes.write(surplus, is_active=0)
         pruned = np.sort(np.concatenate([pruned, surplus]))
     return active, pruned

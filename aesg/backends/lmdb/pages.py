@@ -36,7 +36,7 @@ import numpy.typing as npt
 
 from aesg.backends.files import os_errors, read_exactly
 from aesg.errors import AESGError, CorruptionError, FormatVersionError
-from aesg.records import ranges
+from aesg.records import distinct, ranges
 
 HEADER: Final = 16
 """Bytes before a page's content; the data of an overflow run begins there."""
@@ -494,7 +494,8 @@ def blank_slack(path: Path, commit: int) -> None:
         runs = pages._runs[starts[big] // size].astype(np.int64)
         holes += zip(ends.tolist(), ((starts[big] // size + runs) * size).tolist(), strict=True)
         data = np.concatenate([ranges(starts[big] // size, runs), np.empty(0, np.int64)])
-        nodes = np.setdiff1d(leaves.pages, data)
+        nodes = distinct(leaves.pages)
+        nodes = nodes[~np.isin(nodes, data)]
         begins, stops = (nodes * size + edge[nodes].astype(np.int64) for edge in (pages._lower, pages._upper))
         holes += zip(begins.tolist(), stops.tolist(), strict=True)
     with os_errors("writing", path):
