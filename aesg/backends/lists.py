@@ -65,7 +65,8 @@ class ListCache:
 
     def __init__(self, nbytes: int = CACHE_BYTES) -> None:
         self.nbytes = nbytes
-        self._room = nbytes // (EDGE.itemsize + _SLOT_BYTES // _EDGES_A_SLOT)
+        # The slots are a power of two: up to twice as many as are needed.
+        self._room = nbytes // (EDGE.itemsize + 2 * _SLOT_BYTES // _EDGES_A_SLOT)
         self._longest = min(self._room // _SHARE, _LONGEST)
         self._ring = np.empty(0, EDGE)
         self._slots = np.empty((0, 2), np.int64)  # row + 1, position << _LENGTH_BITS | length

@@ -46,7 +46,7 @@ PROCESS: Final = 300 << 20
 """Bytes of memory of a process with torch, before it opens anything."""
 LISTS: Final = 128 << 20
 """Bytes of edge lists that were read, at most …"""
-LISTED_EDGE: Final = 22
+LISTED_EDGE: Final = 24
 """… and of an edge among them."""
 CHUNKS: Final[Mapping[str, int]] = {"zarr": 256 << 20, "icechunk": 256 << 20}
 """Scheme → bytes of chunks that are kept decoded, at most."""
