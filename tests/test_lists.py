@@ -84,7 +84,7 @@ def test_the_same_as_without_it_whatever_its_size(form, compiled, data):
         patch.setattr(lists, "LOOPS", chosen)
         lengths = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=30))
         model = Model(lengths, data.draw(st.sets(st.integers(0, len(lengths) - 1), max_size=3)))
-        cache = ListCache(data.draw(st.sampled_from([22, 500, 3000, 1 << 16])))
+        cache = ListCache(data.draw(st.sampled_from([24, 500, 3000, 1 << 16])))
         for _ in range(data.draw(st.integers(1, 8))):
             if data.draw(st.integers(0, 4)) == 0:
                 model.version += 1
@@ -119,7 +119,7 @@ def test_what_was_read_is_not_read_again_unless_it_was_cut_or_is_too_long_or_lea
 
 def test_the_oldest_give_way():
     model = Model([10] * 1000)
-    cache = ListCache(100 * 10 * (EDGE.itemsize + 2))
+    cache = ListCache(100 * 10 * (EDGE.itemsize + 4))
     for row in range(1000):
         cache.out_edges(np.array([row]), None, model.read(None), in_many_threads=False)
     model.asked.clear()
