@@ -402,15 +402,17 @@ def open_as_published(url: str, dim: int) -> None:
 def answer(queries: str, turn: int, count: int) -> dict[str, Any]:
     """Queries of a file from number `turn` on: seconds of each, and the first one's rows."""
     memory, asked = open_memories[-1], made.load(queries)
-    seconds, rows = [], []
+    seconds: list[float] = []
+    rows: list[int] = []
     for number in range(turn, turn + count):
         query = torch.from_numpy(np.array(asked[number % len(asked)]))
         memory.reset_state()
         start = time.perf_counter()
         context = memory.retrieve(query)
         seconds.append(time.perf_counter() - start)
-        rows.append([int(row) for row in context.activated_nodes])
-    return {"seconds": seconds, "rows": rows[0]}
+        if number == turn:
+            rows = [int(row) for row in context.activated_nodes]
+    return {"seconds": seconds, "rows": rows}
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

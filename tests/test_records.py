@@ -1,10 +1,16 @@
 """What arrays of rows are asked: which there are, and which of them each is."""
 
+import platform
+import subprocess
+import sys
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aesg.records import distinct, numbered, ranges
+import aesg
+from aesg.records import NodeBatch, distinct, numbered, ranges
 
 SOME = st.lists(st.one_of(st.integers(0, 40), st.integers(0, (1 << 62) - 1)), max_size=60)
 
@@ -36,3 +42,25 @@ def test_numbered_is_unique_with_its_inverse(values):
 def test_ranges(spans):
     starts, counts = (np.array([span[i] for span in spans], np.int64) for i in range(2))
     assert ranges(starts, counts).tolist() == [at for start, count in spans for at in range(start, start + count)]
+
+
+SCANS = """
+import resource, sys
+import numpy as np
+from aesg import AESGMemory
+with AESGMemory(sys.argv[1], mode="r") as memory:
+    for turn in range(60):
+        if turn == 40:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        memory(np.ones(128, np.float32))
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back so soon")
+def test_a_scan_uses_the_memory_of_its_chunks_again(tmp_path):
+    with aesg.open(f"memmap:{tmp_path}/store", vector_dim=128) as store:
+        store.nodes.append(NodeBatch(np.random.default_rng(0).random((10_000, 128), np.float32)))
+    run = subprocess.run([sys.executable, "-c", SCANS, f"memmap:{tmp_path}/store"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 20 * 10_000 * 128 * 4 // 4096 // 8  # pages of twenty scans, of which hardly any is new

@@ -46,6 +46,8 @@ _EDGES_A_SLOT: Final = 8
 _WAYS: Final = 8
 """Slots in which a row's list may be noted: they lie in two cache lines."""
 _SLOT_BYTES: Final = 16
+EDGE_BYTES: Final = EDGE.itemsize + 2 * _SLOT_BYTES // _EDGES_A_SLOT
+"""What an edge takes in all. The slots are a power of two: up to twice as many as are needed."""
 _MOST: Final = 1 << 32
 """Refs of 32 bits are kept only; rows have no more."""
 _ROW_HASH: Final = np.int64(-7046029254386353131)  # 2**64 / golden ratio
@@ -65,8 +67,7 @@ class ListCache:
 
     def __init__(self, nbytes: int = CACHE_BYTES) -> None:
         self.nbytes = nbytes
-        # The slots are a power of two: up to twice as many as are needed.
-        self._room = nbytes // (EDGE.itemsize + 2 * _SLOT_BYTES // _EDGES_A_SLOT)
+        self._room = nbytes // EDGE_BYTES
         self._longest = min(self._room // _SHARE, _LONGEST)
         self._ring = np.empty(0, EDGE)
         self._slots = np.empty((0, 2), np.int64)  # row + 1, position << _LENGTH_BITS | length

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from aesg.backends import registry
+from aesg.backends import lists, registry, zarr
 from aesg.backends.url import StoreURL
 from aesg.bench import words
 from aesg.bench.conduct import Watch, run
@@ -44,11 +44,7 @@ EDGE: Final[Mapping[str, int]] = {"memmap": 36, "lmdb": 87, "zarr": 58, "icechun
 """Scheme → bytes of an edge on disk: one record, or an entry in each of two orders and in what waits to be merged."""
 PROCESS: Final = 300 << 20
 """Bytes of memory of a process with torch, before it opens anything."""
-LISTS: Final = 128 << 20
-"""Bytes of edge lists that were read, at most …"""
-LISTED_EDGE: Final = 24
-"""… and of an edge among them."""
-CHUNKS: Final[Mapping[str, int]] = {"zarr": 256 << 20, "icechunk": 256 << 20}
+CHUNKS: Final[Mapping[str, int]] = dict.fromkeys(("zarr", "icechunk"), zarr.CACHE_BYTES)
 """Scheme → bytes of chunks that are kept decoded, at most."""
 
 
@@ -401,7 +397,7 @@ def _sizes(scheme: str, demands: Demands) -> tuple[int | None, int]:
         return 0, PROCESS + 2 * held + index  # twice while it commits
     edge = EDGE.get(scheme)
     disk = None if edge is None else demands.nodes * (NODE + 4 * demands.dim) + demands.edges * edge + index
-    kept = min(LISTS, demands.edges * LISTED_EDGE) + min(CHUNKS.get(scheme, 0), disk or 0)
+    kept = min(lists.CACHE_BYTES, demands.edges * lists.EDGE_BYTES) + min(CHUNKS.get(scheme, 0), disk or 0)
     return disk, PROCESS + kept + index
 
 

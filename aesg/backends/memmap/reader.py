@@ -47,12 +47,7 @@ class MemmapReader(MemmapStore):
     """A handle that reads."""
 
     def __init__(
-        self,
-        url: str,
-        directory: Path,
-        dim: int | None,
-        durability: Durability,
-        cache_bytes: int = CACHE_BYTES,
+        self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int = CACHE_BYTES
     ) -> None:
         super().__init__(url, directory, durability, cache_bytes, read_only=True)
         self._journal: Journal | None = None

@@ -42,7 +42,6 @@ _ID_BYTES: Final = 16
 _NEW_EDGE: Final = np.zeros(1, EDGE_DTYPE)
 _IDS_A_THREAD: Final = 1 << 14
 """Ids to look up that are."""
-_NO_IDS: Final[Ids] = np.empty(0, np.uint64)
 _WRITERS: Final = 2
 """Threads that build and write new records. The system lets one at a time into the file, while the other builds."""
 
@@ -393,7 +392,9 @@ class MemmapTables(WritableTables):
     def out_edges(self, rows: Rows, limit: int | None) -> Adjacency:
         if self.lists is None or LOOPS.find is None or not self.lists.is_of_use(len(rows)):
             return self._walked(rows, limit)
-        self.rows_of(_NO_IDS)  # takes in what is new, which only one may do
+        # Takes in what is new, which only one may do.
+        self.files.seen_ids(self.nodes.count)
+        self.files.index().catch_up(self._ids, LOOPS.enter)
         return self.lists.out_edges(rows, limit, lambda some: self._walked(some, limit), in_many_threads=True)
 
     def _walked(self, rows: Rows, limit: int | None) -> Adjacency:

@@ -67,12 +67,7 @@ class MemmapWriter(MemmapStore):
     """The one handle that writes. In a forked child it reads, through files of its own."""
 
     def __init__(
-        self,
-        url: str,
-        directory: Path,
-        dim: int | None,
-        durability: Durability,
-        cache_bytes: int = CACHE_BYTES,
+        self, url: str, directory: Path, dim: int | None, durability: Durability, cache_bytes: int = CACHE_BYTES
     ) -> None:
         super().__init__(url, directory, durability, cache_bytes, read_only=False)
         self._sync = durability is Durability.POWER_LOSS
