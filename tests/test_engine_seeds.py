@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aesg
-from aesg.engine import scan
+from aesg.engine import kernels, scan
 from aesg.engine.seeds import nearest, units
 from aesg.records import NodeBatch
 from aesg.testing.proxy import Bare
@@ -255,3 +255,25 @@ class TestRememberedLengths:
             graph.nodes.write([3], vector=50 * self.QUERY)
             assert nearest(graph, self.QUERY, 1, 0.0)[0].rows.tolist() == [3]
             assert nearest(store, self.QUERY, 1, 0.0)[0].rows.tolist() != [3]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 9), st.booleans()), max_size=40),
+    st.integers(1, 5),
+    st.lists(st.sampled_from([-0.25, 0.0, 0.25]), min_size=10, max_size=10),
+    st.lists(st.integers(0, 1), min_size=10, max_size=10),
+)
+def test_candidates_are_ranked_by_cosine_then_row_each_once(candidates, k, cosine_of_row, active):
+    lanes, rows, directed = (np.array([one[i] for one in candidates]) for i in range(3))
+    rows, lanes = rows.astype(np.int64), lanes.astype(np.int64)
+    similarity = np.array(cosine_of_row, np.float32)[rows]
+    best_rows, best, counts = np.empty((3, k), np.int64), np.empty((3, k), np.float32), np.zeros(3, np.int64)
+    is_active = np.array(active, np.uint8)
+    kernels.rank(
+        rows, lanes, rows, similarity, directed.astype(bool), is_active, np.float32(-0.25), best_rows, best, counts
+    )
+    for lane in range(3):
+        fit = {r for at, r, has in candidates if at == lane and has and active[r] and cosine_of_row[r] > -0.25}
+        wanted = sorted((-cosine_of_row[r], r) for r in fit)[:k]
+        assert best_rows[lane, : counts[lane]].tolist() == [r for _, r in wanted]
+        assert best[lane, : counts[lane]].tolist() == [-c for c, _ in wanted]
